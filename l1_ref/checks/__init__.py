@@ -1,0 +1,101 @@
+"""Checks that name the mistake: `checks.softmax(my_softmax)`, `checks.hint("softmax")`, `checks.give("softmax")`."""
+
+from collections import Counter
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from l1_ref.checks import marks
+from l1_ref.checks.engine import Exercise
+from l1_ref.checks.messages import CheckFailed
+from l1_ref.checks.start_here import EXERCISES as _START_HERE
+
+__all__ = ["EXERCISES", "CheckFailed", "exercise", "give", "hint", "progress", "progress_table"]
+
+EXERCISES: dict[str, Exercise] = {each.name: each for each in _START_HERE}
+_hints_taken: Counter[str] = Counter()
+
+
+def exercise(name: str) -> Exercise:
+    """Return an exercise by its name.
+
+    Args:
+        name: Such as "softmax".
+
+    Raises:
+        KeyError: There is none of that name; the message offers the nearest.
+    """
+    if name in EXERCISES:
+        return EXERCISES[name]
+    near = get_close_matches(str(name), EXERCISES, n=1)
+    raise KeyError(f"no exercise is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def __getattr__(name: str) -> Exercise:
+    if name.startswith("_") or name == "progress_table":
+        raise AttributeError(name)
+    try:
+        return exercise(name)
+    except KeyError as error:
+        raise AttributeError(error.args[0]) from None
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *EXERCISES])
+
+
+def hint(name: str, n: int | None = None) -> None:
+    """Print a hint: the next one on each call, and the last again after that.
+
+    Args:
+        name: The exercise.
+        n: Which of the three, from 1; the next where None.
+
+    Raises:
+        ValueError: n is not 1, 2 or 3.
+    """
+    hints = exercise(name).hints
+    if n is not None and n not in range(1, len(hints) + 1):
+        raise ValueError(f"n must be in 1..{len(hints)}, got n={n}")
+    fresh = n is None and _hints_taken[name] < len(hints)
+    _hints_taken[name] += fresh
+    n = n or _hints_taken[name]
+    print(f"hint {n} of {len(hints)} · {name}: {hints[n - 1]}")
+    marks.record(name, hints=int(fresh))
+
+
+def give(name: str) -> Callable:
+    """Hand over the course's own version, so that the reader can go on; progress shows it as given.
+
+    Args:
+        name: The exercise.
+    """
+    reference = exercise(name).reference
+    marks.record(name, "given")
+    return reference
+
+
+def progress_table(folder: Path | str | None = None) -> list[marks.Row]:
+    """Return the reader's progress, one row an exercise, in the order of the course.
+
+    Args:
+        folder: The workspace; the one the reader is in where None.
+    """
+    workspace = Path(folder) if folder is not None else marks.find_workspace()
+    return marks.table(workspace, [(each.notebook, each.name) for each in EXERCISES.values()])
+
+
+def progress(folder: Path | str | None = None) -> None:
+    """Print the reader's progress as plain text.
+
+    Args:
+        folder: The workspace; the one the reader is in where None.
+    """
+    if folder is None and marks.find_workspace() is None:
+        print("progress is kept in a workspace, and this folder is in none; l1 learn makes one")
+        return
+    rows = progress_table(folder)
+    signs = {"solved": "✓", "given": "→", "tried": "✗", "open": "·"}
+    for row in rows:
+        print(f"{signs[row.state]} {row.notebook:<16} {row.exercise:<24} {row.state}")
+    print(f"{sum(row.state == 'solved' for row in rows)} of {len(rows)} solved")

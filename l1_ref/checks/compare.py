@@ -1,0 +1,167 @@
+"""Compare what the reader's code did with what the reference did, and say in words where they differ."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call that ended with an exception.
+
+    Args:
+        error: The exception.
+    """
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as expected.
+
+    Args:
+        what: The kind of difference, in words.
+        expected: What the reference gave, as text.
+        got: What the reader's code gave, as text.
+    """
+
+    what: str
+    expected: str
+    got: str
+
+
+def same(a: Any, b: Any, tolerance: float) -> bool:
+    """Say whether two observed values are the same behaviour.
+
+    NaN equals NaN, infinity equals infinity, and any failure equals any other.
+
+    Args:
+        a: A tensor, number, container of these, or anything with ==.
+        b: The same.
+        tolerance: Largest difference allowed, beside ten times as much of the value itself.
+    """
+    if isinstance(a, Failure) or isinstance(b, Failure):
+        return isinstance(a, Failure) and isinstance(b, Failure)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return _same_tensor(a, b, tolerance)
+    if _is_number(a) and _is_number(b):
+        return math.isclose(a, b, rel_tol=10 * tolerance, abs_tol=tolerance) or (a != a and b != b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key], tolerance) for key in a)
+    if isinstance(a, list | tuple) and type(a) is type(b):
+        return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b) and a == b
+
+
+def _same_tensor(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    return torch.allclose(a.double(), b.double(), rtol=10 * tolerance, atol=tolerance, equal_nan=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    """Return the largest difference between two values that `same` found equal, 0 where they hold no floats."""
+    if isinstance(a, Tensor) and a.is_floating_point():
+        gaps = (a.double() - b.double()).abs()
+        gaps = gaps[gaps.isfinite()]
+        return gaps.max().item() if gaps.numel() else 0.0
+    if _is_number(a):
+        return abs(a - b) if math.isfinite(a - b) else 0.0
+    if isinstance(a, dict):
+        return max((largest_difference(a[key], b[key]) for key in a), default=0.0)
+    if isinstance(a, list | tuple):
+        return max(map(largest_difference, a, b), default=0.0)
+    return 0.0
+
+
+def difference(expected: Any, got: Any, axes: str = "") -> Difference:
+    """Put into words how two unequal values differ.
+
+    Args:
+        expected: The reference's value.
+        got: The reader's value.
+        axes: Names of the expected tensor's axes, such as "B T C".
+    """
+    if got is None and expected is not None:
+        return Difference("nothing came back: is a return missing?", kind(expected, axes), "None")
+    if not isinstance(expected, Tensor) or not isinstance(got, Tensor):
+        same_type = type(expected) is type(got) or (_is_number(expected) and _is_number(got))
+        return Difference("values" if same_type else "type", *_texts(expected, got, axes, same_type))
+    if expected.shape != got.shape:
+        return Difference(_wrong_axes(expected, got, axes), named_shape(expected, axes), str(tuple(got.shape)))
+    if expected.dtype != got.dtype:
+        return Difference("dtype", str(expected.dtype), str(got.dtype))
+    if expected.device != got.device:
+        return Difference("device", str(expected.device), str(got.device))
+    return Difference("values", *_differing_entries(expected, got))
+
+
+def _texts(expected: Any, got: Any, axes: str, same_type: bool) -> tuple[str, str]:
+    return (short(expected), short(got)) if same_type else (kind(expected, axes), kind(got))
+
+
+def _wrong_axes(expected: Tensor, got: Tensor, axes: str) -> str:
+    if expected.ndim != got.ndim:
+        return f"shape: {expected.ndim} axes expected, {got.ndim} came back"
+    names = axes.split() or [f"axis {i}" for i in range(expected.ndim)]
+    wrong = [
+        f"{name} must be {size}, not {other}"
+        for name, size, other in zip(names, expected.shape, got.shape, strict=True)
+        if size != other
+    ]
+    return f"shape: {', '.join(wrong)}"
+
+
+def _differing_entries(expected: Tensor, got: Tensor, n_shown: int = 6) -> tuple[str, str]:
+    """Show the row that holds the largest difference, as text for both tensors."""
+    gap = (expected.double() - got.double()).abs()
+    gap = gap.nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(expected == got, 0)
+    gap = gap.masked_fill(expected.isnan() & got.isnan(), 0)
+    row = int(gap.argmax()) // expected.shape[-1] if expected.ndim else 0
+    pair = (t.reshape(-1, t.shape[-1])[row] if t.ndim else t.reshape(1) for t in (expected, got))
+    e, g = (" ".join(map(number, t[:n_shown].tolist())) + (" …" if t.numel() > n_shown else "") for t in pair)
+    return e, g
+
+
+def number(value: float | int | bool) -> str:
+    """Write a number with three significant digits, without the noise of the last ones."""
+    if not isinstance(value, float) or math.isnan(value) or math.isinf(value):
+        return str(value)
+    return f"{0.0 if abs(value) < 1e-12 else value:.3g}"
+
+
+def named_shape(tensor: Tensor, axes: str = "") -> str:
+    """Write a shape with the names of its axes: (B=2, T=3)."""
+    names = axes.split()
+    if len(names) != tensor.ndim:
+        return str(tuple(tensor.shape))
+    return "(" + ", ".join(f"{name}={size}" for name, size in zip(names, tensor.shape, strict=True)) + ")"
+
+
+def kind(value: Any, axes: str = "") -> str:
+    """Name what a value is: a tensor of a shape, or its type."""
+    if isinstance(value, Tensor):
+        return f"a tensor {named_shape(value, axes)}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def short(value: Any, limit: int = 72) -> str:
+    """Write a value in one line: small tensors in full, large ones by their shape."""
+    if isinstance(value, Tensor):
+        return _nested(value.tolist()) if value.numel() <= 12 else kind(value)
+    text = number(value) if isinstance(value, float) else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _nested(value: Any) -> str:
+    return "[" + ", ".join(map(_nested, value)) + "]" if isinstance(value, list) else number(value)

@@ -1,0 +1,171 @@
+"""The command `l1`: train on a text, talk to what was trained, and keep a workspace of the course."""
+
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from l1_ref.config import L1Config
+from l1_ref.loss import perplexity
+from l1_ref.runs import METRICS_FILE, RunSpec, continue_text, train_run
+from l1_ref.training import TrainingConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="L1: build GPT from an empty cell. Train the reference on a text of yours, and talk to it.",
+)
+out = Console(highlight=False)
+
+
+@app.command()
+def train(
+    files: Annotated[list[str], typer.Argument(help="UTF-8 texts; none means the course's own tales.")] = None,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run. Default: runs/<name of the text>.")] = None,
+    preset: Annotated[str, typer.Option(help="tiny, small, base, large or gpt2. Default: tiny.")] = None,
+    settings: Annotated[list[str], typer.Option("--set", help="A field of the model: --set n_layers=4 n_heads=4.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="chars, bpe:N, gpt2 or tales. Default: chars.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences in a step.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = None,
+    accumulation: Annotated[int, typer.Option(help="Batches whose gradients one step adds up.")] = None,
+    lr_peak: Annotated[float, typer.Option(help="Peak learning rate. Default: 0.384 / width.")] = None,
+    lr_min: Annotated[float, typer.Option(help="Last learning rate.")] = None,
+    warmup_steps: Annotated[int, typer.Option(help="Steps up to the peak. Default: a twentieth of all.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Decay of the matrices.")] = None,
+    max_norm: Annotated[float, typer.Option(help="Largest norm of the gradients.")] = None,
+    label_smoothing: Annotated[float, typer.Option(help="Share of the target spread over all tokens.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    checkpointing: Annotated[bool, typer.Option(help="Recompute activations: less memory, more time.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights, the batches and dropout.")] = None,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between two evaluations.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train the reference on texts, and leave a run that `l1 generate` talks to."""
+    given = {field.name: locals().get(field.name) for field in fields(TrainingConfig)} | {"compile": compile_}
+    training = {name: value for name, value in given.items() if value is not None}
+    texts, model_settings = _sort_arguments(files or [], settings or [])
+    default = Path("runs") / (Path(texts[0]).stem if texts else "tales")
+    folder = out_folder or default
+    spec = RunSpec(texts, tokenizer, preset, model_settings, training)
+    _announce(folder, resume)
+    metrics = train_run(spec, folder, resume=resume, device=_device(device), say=out.print)
+    _report(metrics, folder)
+
+
+def _sort_arguments(files: list[str], settings: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Tell texts from `field=value`, so that one --set may be followed by several fields."""
+    looks_like = re.compile(r"[A-Za-z_]+=[^/\\]*")
+    trailing = [text for text in files if looks_like.fullmatch(text) and not Path(text).exists()]
+    known = {field.name for field in fields(L1Config)}
+    values: dict[str, Any] = {}
+    for setting in settings + trailing:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--set must be field=value with a field of L1Config, got {setting!r}; {sorted(known)}")
+        values[name] = _parse(value)
+    return [text for text in files if text not in trailing], values
+
+
+def _parse(value: str) -> Any:
+    named = {"true": True, "false": False, "none": None}
+    if value.lower() in named:
+        return named[value.lower()]
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a CUDA GPU and torch's CUDA build; torch sees none")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _announce(folder: Path, resume: bool) -> None:
+    if not resume and (folder / METRICS_FILE).exists():
+        raise ValueError(f"--out must be a folder without a run, {folder} holds one; choose another, or move it away")
+
+
+def _report(metrics: dict[str, Any], folder: Path) -> None:
+    loss, floor = metrics["validation_loss"], metrics["floor"]
+    table = Table(show_header=False, box=None)
+    table.add_row("validation loss", f"{loss:.4f} nats a token (perplexity {perplexity(loss):.2f})")
+    if floor is not None:
+        table.add_row("entropy floor", f"{floor:.4f} nats a token: no model can do better")
+        table.add_row("excess", f"{loss - floor:.4f} nats, {100 * (loss - floor) / floor:.1f} % of the floor")
+    table.add_row("tokens", f"{metrics['tokens']:,} in {metrics['elapsed_s']:.0f} s, {metrics['tokens_per_s']:,.0f} a second")
+    table.add_row("run", f"{folder}  (loss.png shows the curve)")
+    out.print(table)
+    out.print(f'Talk to it: l1 generate {folder} "…"')
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; below 1 sharper, above 1 wilder.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens.")] = None,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that hold p of the probability.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    seed: Annotated[int, typer.Option(help="For the same text again.")] = None,
+) -> None:
+    """Continue a text with a trained model, token by token."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    pieces = continue_text(
+        run, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        do_sample=not greedy, generator=generator,
+    )  # fmt: skip
+    sys.stdout.write(prompt)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="tinyshakespeare or tinystories.")],
+    folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("."),
+) -> None:
+    """Download a public text, and verify its checksum."""
+    from l1_ref.downloads import download as fetch
+
+    out.print(f"{fetch(name, folder)}")
+
+
+def main() -> None:
+    """Run the command; what goes wrong becomes one line on standard error, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that lacks a character must not end a run
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'stopped'}", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

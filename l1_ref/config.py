@@ -1,0 +1,122 @@
+"""The model's configuration: one frozen, validated record, and the presets of the course."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+POSITION_ENCODINGS = ("learned", "sinusoidal")
+ATTENTION_PATHS = ("fused", "explicit")
+
+
+@dataclass(frozen=True)
+class L1Config:
+    """Describe one decoder-only transformer; the defaults are GPT-2 small.
+
+    Args:
+        vocab_size: Number of token ids V, at least 1.
+        max_seq_length: Context length in tokens, at least 1: the longest sequence that has positions.
+        n_layers: Number of transformer blocks, at least 1.
+        n_heads: Number of attention heads H, at least 1.
+        n_embd: Width C of the hidden states; a multiple of `n_heads`.
+        n_inner: Width F inside the feed-forward layers; None means `4 * n_embd`.
+        dropout: Probability in [0, 1) of zeroing an activation while training.
+        position_encoding: "learned" (GPT-2) or "sinusoidal" (the original transformer).
+        tie_weights: Whether the output head shares the token embedding's matrix.
+        layer_norm_eps: Added to the variance in layer normalisation, above 0.
+        init_std: Standard deviation of the initial weights, at least 0.
+        attention: "fused" (one library call) or "explicit" (the same arithmetic, step by step).
+
+    Raises:
+        ValueError: A field breaks its rule; the message names the field, the rule and the value.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
+    """
+
+    vocab_size: int = 50257
+    max_seq_length: int = 1024
+    n_layers: int = 12
+    n_heads: int = 12
+    n_embd: int = 768
+    n_inner: int | None = None
+    dropout: float = 0.1
+    position_encoding: str = "learned"
+    tie_weights: bool = True
+    layer_norm_eps: float = 1e-5
+    init_std: float = 0.02
+    attention: str = "fused"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "max_seq_length", "n_layers", "n_heads", "n_embd"):
+            _require_count(name, getattr(self, name))
+        if self.n_inner is None:
+            object.__setattr__(self, "n_inner", 4 * self.n_embd)
+        _require_count("n_inner", self.n_inner)
+        if self.n_embd % self.n_heads:
+            raise ValueError(
+                f"n_embd must be a multiple of n_heads, got n_embd={self.n_embd}, n_heads={self.n_heads}"
+            )
+        _require_number("dropout", self.dropout, "in [0, 1)", lambda p: 0 <= p < 1)
+        _require_number("layer_norm_eps", self.layer_norm_eps, "above 0", lambda eps: 0 < eps < float("inf"))
+        _require_number("init_std", self.init_std, "at least 0", lambda std: 0 <= std < float("inf"))
+        _require_choice("position_encoding", self.position_encoding, POSITION_ENCODINGS)
+        _require_choice("attention", self.attention, ATTENTION_PATHS)
+        _require_choice("tie_weights", self.tie_weights, (True, False))
+        if self.position_encoding == "sinusoidal" and self.n_embd % 2:
+            raise ValueError(f"n_embd must be even for sinusoidal positions, got n_embd={self.n_embd}")
+
+    @property
+    def head_width(self) -> int:
+        """Return the width D of one attention head."""
+        return self.n_embd // self.n_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "L1Config":
+        """Build a configuration from a dict, refusing fields that do not exist.
+
+        Raises:
+            ValueError: An unknown field, or a value that breaks its rule.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"the fields of L1Config are {', '.join(known)}; got unknown {', '.join(unknown)}")
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str) -> "L1Config":
+        """Return one of the course's presets by name.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        return PRESETS[name]
+
+
+def _require_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {name}={value!r}")
+
+
+def _require_number(name: str, value: Any, rule: str, holds) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+        raise ValueError(f"{name} must be a number {rule}, got {name}={value!r}")
+
+
+def _require_choice(name: str, value: Any, choices: tuple) -> None:
+    if type(value) is not type(choices[0]) or value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {listed}, got {name}={value!r}")
+
+
+PRESETS = {
+    "tiny": L1Config(vocab_size=1_000, max_seq_length=128, n_layers=2, n_heads=4, n_embd=128),
+    "small": L1Config(vocab_size=32_000, n_layers=6, n_heads=6, n_embd=384),
+    "base": L1Config(vocab_size=32_000),
+    "large": L1Config(vocab_size=32_000, n_layers=24, n_heads=16, n_embd=1_024),
+    "gpt2": L1Config(),
+}

@@ -1,0 +1,1 @@
+"""The course around the notebooks: building them, and the reader's workspace."""

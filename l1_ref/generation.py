@@ -1,0 +1,235 @@
+"""Logits become the next id, and ids a text: greedy and sampled decoding, with a key-value cache."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from l1_ref.attention import KVCache, softmax
+from l1_ref.transformer import L1Model
+
+
+def greedy(logits: Float[Tensor, "B V"]) -> Int[Tensor, "B 1"]:
+    """Return the most likely id of each row.
+
+    Args:
+        logits: Scores of the next token.
+    """
+    return logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+
+
+def apply_temperature(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:
+    """Sharpen (below 1) or flatten (above 1) the distribution.
+
+    Args:
+        logits: Scores of the next token.
+        temperature: Above 0; what the scores are divided by.
+
+    Raises:
+        ValueError: The temperature is not above 0.
+
+    Source: Ackley, Hinton and Sejnowski 1985, "A Learning Algorithm for Boltzmann Machines", equation 5.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got temperature={temperature}")
+    return logits / temperature
+
+
+def top_k_filter(logits: Float[Tensor, "B V"], k: int) -> Float[Tensor, "B V"]:
+    """Keep the k most likely tokens; the others become -inf.
+
+    Args:
+        logits: Scores of the next token.
+        k: At least 1; above V it keeps all. Ties with the k-th all stay.
+
+    Raises:
+        ValueError: k is below 1.
+
+    Source: Fan, Lewis and Dauphin 2018, "Hierarchical Neural Story Generation", section 5.1.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"top_k must be a whole number of at least 1, got top_k={k!r}")
+    kth = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < kth, float("-inf"))
+
+
+def top_p_filter(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
+    """Keep the fewest most likely tokens whose probabilities reach p; the others become -inf.
+
+    Args:
+        logits: Scores of the next token.
+        p: In (0, 1]; the token that crosses p stays, so at least one does.
+
+    Raises:
+        ValueError: p is outside (0, 1].
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
+    """
+    if not 0 < p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got top_p={p}")
+    if p == 1:
+        return logits
+    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = softmax(ranked.float(), dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities  # what the tokens ahead of this one hold
+    removed = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= p)
+    removed.scatter_(-1, order[:, :1], False)  # rounding must not cost the first one its place
+    return logits.masked_fill(removed, float("-inf"))
+
+
+def sample(
+    logits: Float[Tensor, "B V"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "B 1"]:
+    """Draw the next id of each row: temperature, then top-k, then top-p on what remains.
+
+    Args:
+        logits: Scores of the next token.
+        temperature: At least 0; 0 is greedy.
+        top_k: As in `top_k_filter`; None keeps all.
+        top_p: As in `top_p_filter`; None keeps all.
+        generator: Source of chance; torch's own where None.
+
+    Raises:
+        ValueError: A setting breaks its rule.
+    """
+    _check_sampling(temperature, top_k, top_p)
+    if temperature == 0:
+        return greedy(logits)
+    logits = apply_temperature(logits.float(), temperature)
+    if top_k is not None:
+        logits = top_k_filter(logits, top_k)
+    if top_p is not None:
+        logits = top_p_filter(logits, top_p)
+    return torch.multinomial(softmax(logits, dim=-1), num_samples=1, generator=generator)  # (B, 1)
+
+
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be a finite number of at least 0, got temperature={temperature}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k must be a whole number of at least 1, got top_k={top_k!r}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got top_p={top_p}")
+
+
+def generate(
+    model: L1Model,
+    ids: Int[Tensor, "B T"],
+    max_new_tokens: int = 50,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    do_sample: bool = True,
+    stop_token: int | None = None,
+    use_cache: bool = True,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "B S"]:
+    """Continue each row of ids, token by token.
+
+    Past the context limit the oldest tokens fall out: the model sees the last `max_seq_length`.
+
+    Args:
+        model: Left in the mode, train or eval, in which it came.
+        ids: The prompt, at least one token.
+        max_new_tokens: How many tokens to add, at least 0; fewer where every row has stopped.
+        temperature: As in `sample`.
+        top_k: As in `sample`.
+        top_p: As in `sample`.
+        do_sample: False takes the most likely token each time.
+        stop_token: A row that drew it is finished, and filled up with it while others go on.
+        use_cache: False computes every token anew at each step: slower, the same answer.
+        generator: Source of chance; torch's own where None.
+
+    Returns:
+        Prompt and continuation.
+
+    Raises:
+        ValueError: A setting or the prompt breaks its rule.
+    """
+    new = stream(model, ids, max_new_tokens, temperature, top_k, top_p, do_sample, stop_token, use_cache, generator)
+    return torch.cat([ids, *new], dim=1)
+
+
+def stream(
+    model: L1Model,
+    ids: Int[Tensor, "B T"],
+    max_new_tokens: int = 50,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    do_sample: bool = True,
+    stop_token: int | None = None,
+    use_cache: bool = True,
+    generator: torch.Generator | None = None,
+) -> Iterator[Int[Tensor, "B 1"]]:
+    """Yield the next id of each row as soon as it is known; the arguments are those of `generate`.
+
+    While it runs the model is in eval mode; when it ends, or is closed, the model is back in the mode it came in.
+    """
+    _check_prompt(model, ids, max_new_tokens, stop_token)
+    _check_sampling(temperature, top_k, top_p)
+    settings = (temperature if do_sample else 0, top_k, top_p, generator)
+    return _stream(model, ids, max_new_tokens, settings, stop_token, use_cache)
+
+
+@torch.no_grad()
+def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iterator[Tensor]:
+    was_training = model.training
+    model.eval()
+    try:
+        predict = _Predictor(model, ids, use_cache)
+        finished = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
+        for _ in range(max_new_tokens):
+            next_ids = sample(predict.logits(), *settings).to(ids.dtype)
+            if stop_token is not None:
+                next_ids = next_ids.masked_fill(finished, stop_token)
+                finished |= next_ids == stop_token
+            yield next_ids
+            if stop_token is not None and finished.all():
+                return
+            predict.append(next_ids)
+    finally:
+        model.train(was_training)
+
+
+class _Predictor:
+    """Hold the sequence so far and say what comes next, with the cached keys and values as long as they are valid."""
+
+    def __init__(self, model: L1Model, ids: Tensor, use_cache: bool):
+        self.model = model
+        self.limit = model.config.max_seq_length
+        self.window = ids[:, -self.limit :]
+        self.cache = self._new_cache() if use_cache and ids.shape[1] <= self.limit else None
+
+    def _new_cache(self) -> KVCache:
+        weight = self.model.head.weight
+        return KVCache(self.model.config, len(self.window), weight.dtype, weight.device)
+
+    def append(self, next_ids: Tensor) -> None:
+        self.window = torch.cat((self.window, next_ids), dim=1)[:, -self.limit :]
+        # In a full window every token moves to a new position, and its keys with it: what is cached no longer holds.
+        if self.cache is not None and self.cache.length >= self.limit:
+            self.cache = None
+
+    def logits(self) -> Tensor:
+        """Return the scores of the next token, (B, V)."""
+        unseen = self.window if self.cache is None else self.window[:, self.cache.length :]
+        return self.model.head(self.model.hidden(unseen, self.cache)[:, -1])
+
+
+def _check_prompt(model: L1Model, ids: Tensor, max_new_tokens: int, stop_token: int | None) -> None:
+    V = model.config.vocab_size
+    if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+        raise ValueError(f"ids must be whole numbers of shape (B, T) with B, T >= 1, got {ids.dtype} {tuple(ids.shape)}")
+    low, high = ids.min().item(), ids.max().item()
+    if low < 0 or high >= V:
+        raise ValueError(f"ids must be in 0..{V - 1} (vocab_size={V}), got {low if low < 0 else high}")
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 0, got max_new_tokens={max_new_tokens!r}")
+    if stop_token is not None and not 0 <= stop_token < V:
+        raise ValueError(f"stop_token must be in 0..{V - 1} (vocab_size={V}), got stop_token={stop_token}")

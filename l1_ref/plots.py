@@ -1,0 +1,166 @@
+"""Every figure of the course, in one style: colours that colour-blind readers tell apart, and alt text."""
+
+import base64
+import html
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+# Okabe and Ito 2008, "Color Universal Design".
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, YELLOW, GREY = "#56B4E9", "#CC79A7", "#F0E442", "#5F5F5F"
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW)
+# The white background is explicit, so that figures read the same on a dark page.
+STYLE = {
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "text.color": "#222222",
+    "axes.labelcolor": "#222222",
+    "axes.edgecolor": "#888888",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 2,
+    "font.family": ["DejaVu Sans"],
+}
+
+
+def loss_curve(curve: Sequence[Mapping[str, Any]], floor: float | None = None, title: str = "") -> Figure:
+    """Draw how the loss fell during training.
+
+    Args:
+        curve: Points of `metrics.json`: "step", and "training_loss" or "validation_loss" in nats per token, or both.
+        floor: The entropy of the data in nats per token, where it is known: no model can get below it.
+        title: Stands above the figure.
+
+    Raises:
+        ValueError: There is no point to draw.
+    """
+    series = {"training_loss": ("training", SKY, 1.4), "validation_loss": ("validation", BLUE, 2.2)}
+    points = {key: [(p["step"], p[key]) for p in curve if p.get(key) is not None] for key in series}
+    if not any(points.values()):
+        raise ValueError(f"curve must hold at least one training or validation loss, got {len(curve)} points")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for key, (label, colour, width) in series.items():
+            if points[key]:
+                axes.plot(*zip(*points[key], strict=True), color=colour, linewidth=width, label=label, marker=".")
+        if floor is not None:
+            axes.axhline(floor, color=VERMILION, linestyle="--", label=f"entropy floor {floor:.3f}")
+        axes.set(xlabel="optimiser steps", ylabel="loss (nats per token)", title=title)
+        axes.legend()
+    return figure
+
+
+def probabilities(
+    labels: Sequence[str], values: Mapping[str, Sequence[float] | Tensor] | Sequence[float] | Tensor, title: str = ""
+) -> Figure:
+    """Draw a distribution as bars, or several beside each other.
+
+    Args:
+        labels: One for each entry, such as tokens; spaces at the ends are made visible.
+        values: The probabilities, or for several distributions, each under its title.
+        title: Stands above the figure.
+
+    Raises:
+        ValueError: A distribution has another length than the labels.
+    """
+    panels = values if isinstance(values, Mapping) else {"": values}
+    for values_of_one in panels.values():
+        if len(values_of_one) != len(labels):
+            raise ValueError(f"there must be one label a bar, got {len(labels)} labels, {len(values_of_one)} bars")
+    with rc_context(STYLE):
+        width = 5.4 if len(panels) == 1 else 2.1 * len(panels) + 0.9
+        figure = Figure(figsize=(width, 0.28 * len(labels) + 1.1), layout="constrained")
+        row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (name, numbers), colour in zip(row, panels.items(), COLOURS * len(panels), strict=False):
+            _bars(axes, numbers, colour)
+            axes.set(title=name, xlabel="probability", xlim=(0, 1.18), xticks=(0, 0.5, 1))
+        row[0].set_yticks(range(len(labels)), [visible(label) for label in labels])
+        row[0].invert_yaxis()
+        if title:
+            figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _bars(axes: Axes, numbers: Sequence[float] | Tensor, colour: str) -> None:
+    numbers = numbers.detach().tolist() if isinstance(numbers, Tensor) else list(numbers)
+    for y, number in enumerate(numbers):
+        axes.text(min(number, 1.0) + 0.015, y, f"{number:.2f}", va="center", fontsize=8)
+    axes.barh(range(len(numbers)), numbers, color=colour)
+
+
+def visible(token: str) -> str:
+    """Return a token with line ends, and spaces at its ends, made visible: " a" and "a" are two tokens."""
+    token = token.replace("\n", "⏎").replace("\t", "⇥")
+    inner = token.strip(" ")
+    before = len(token) - len(token.lstrip(" "))
+    return "␣" * before + inner + "␣" * (len(token) - before - len(inner))
+
+
+def png(figure: Figure, dpi: int = 144) -> bytes:
+    """Return a figure as a PNG file.
+
+    Args:
+        figure: What to draw.
+        dpi: Dots per inch.
+    """
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+class Slot:
+    """A place on the page: each figure shown in it takes the place of the one before, so that a picture can move."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+
+
+def show(figure: Figure, alt: str, slot: Slot | None = None) -> None:
+    """Display a figure with a text that says what it shows, and close it.
+
+    Args:
+        figure: What to show.
+        alt: What a reader who cannot see the figure needs to know.
+        slot: Where to show it; below what the cell has shown so far where None.
+
+    Raises:
+        ValueError: The text is empty.
+    """
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("alt must say what the figure shows, got an empty text")
+    width = round(figure.get_figwidth() * 96)
+    picture = base64.b64encode(png(figure)).decode()
+    data = {
+        "text/html": f'<img alt="{html.escape(alt)}" width="{width}" style="background:white;max-width:100%" '
+        f'src="data:image/png;base64,{picture}">',
+        "text/plain": f"[figure: {alt}]",
+    }
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close(figure)
+    if slot is None:
+        display(data, raw=True)
+    elif slot.handle is None:
+        slot.handle = display(data, raw=True, display_id=True)
+    else:
+        slot.handle.update(data, raw=True)

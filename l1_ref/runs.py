@@ -1,0 +1,161 @@
+"""Whole runs: from texts and settings to a folder with a trained model, and from such a folder back to text."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l1_ref import tales
+from l1_ref.checkpoint import read_checkpoint_state
+from l1_ref.config import L1Config
+from l1_ref.data import Corpus, make_corpus, make_document_corpus, read_documents
+from l1_ref.files import read_json, write_json
+from l1_ref.generation import stream
+from l1_ref.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, save_tokenizer, stream_text
+from l1_ref.training import TrainingConfig, train
+from l1_ref.transformer import L1Model, count_parameters
+from l1_ref.weights import CONFIG_FILE, METRICS_FILE, load_config, load_run, save_model
+
+SPEC_FILE = "run.json"
+TALES_TRAINING: dict[str, Any] = {"steps": 3_000}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Say what to train on what.
+
+    Args:
+        files: Texts; none means the course's own tales.
+        tokenizer: `chars`, `bpe:N`, `gpt2` or `tales`; None means `chars`, and `tales` for the tales.
+        preset: Name of the model's preset; None means `tiny`.
+        model: Fields of `L1Config` that differ from the preset.
+        training: Fields of `TrainingConfig` that differ from its defaults.
+    """
+
+    files: list[str] = field(default_factory=list)
+    tokenizer: str | None = None
+    preset: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def train_run(
+    spec: RunSpec,
+    folder: Path,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train as the spec says and leave a complete run in a folder.
+
+    Args:
+        spec: What to train on what. With `resume`, what it leaves open is taken from the run.
+        folder: Gets tokenizer and configuration at the start, checkpoints on the way, weights and metrics at the end.
+        resume: Go on from the folder's checkpoint.
+        device: Where to train.
+        say: Gets a sentence on what is trained.
+        progress: Show a bar.
+
+    Returns:
+        The metrics, as written to `metrics.json`.
+
+    Raises:
+        OSError: A text cannot be read, or the folder cannot be written to.
+        ValueError: A text, a setting or the checkpoint breaks its rule.
+    """
+    folder = Path(folder)
+    state = read_checkpoint_state(folder) if resume else None
+    if state is not None:
+        spec = _merged(RunSpec(**read_json(folder / SPEC_FILE)), spec)
+    documents = read_documents(spec.files) if spec.files else tales.load_tales("train")
+    tokenizer = load_tokenizer(folder) if resume else build_tokenizer(_tokenizer_name(spec), documents)
+    corpus, floor = _corpus(spec, documents, tokenizer)
+    training = TrainingConfig(**(({} if spec.files else TALES_TRAINING) | spec.training))
+    torch.manual_seed(training.seed)
+    config = _model_config(spec, tokenizer)
+    corpus.check(config.max_seq_length)
+    model = L1Model(config).to(device)
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG_FILE, config.to_dict())
+        save_tokenizer(tokenizer, folder)
+        write_json(folder / SPEC_FILE, dataclasses.asdict(spec))
+    say(
+        f"{count_parameters(config):,} parameters, {tokenizer.vocab_size:,} tokens in the vocabulary, "
+        f"{len(corpus.train):,} to train on, {len(corpus.validation):,} to validate, on {device}"
+    )
+    metrics = train(model, corpus, training, folder, resume, floor, progress=progress)
+    metrics |= {"documents": len(documents), "parameters": count_parameters(config)}
+    save_model(model, folder)
+    _draw_curve(metrics, folder)
+    write_json(folder / METRICS_FILE, metrics)  # last: a folder with metrics is a finished run
+    return metrics
+
+
+def _merged(then: RunSpec, now: RunSpec) -> RunSpec:
+    files = [str(Path(file).resolve()) for file in now.files] or then.files
+    return RunSpec(
+        files, now.tokenizer or then.tokenizer, now.preset or then.preset, then.model | now.model,
+        then.training | now.training,
+    )  # fmt: skip
+
+
+def _tokenizer_name(spec: RunSpec) -> str:
+    return spec.tokenizer or ("chars" if spec.files else "tales")
+
+
+def _corpus(spec: RunSpec, documents: list[str], tokenizer: Tokenizer) -> tuple[Corpus, float | None]:
+    if spec.files:
+        return make_corpus(documents, tokenizer), None
+    validation = tales.load_tales("validation")
+    corpus = make_document_corpus(documents, validation, tokenizer)
+    return corpus, tales.entropy_floor(validation, len(corpus.validation) - 1)
+
+
+def _model_config(spec: RunSpec, tokenizer: Tokenizer) -> L1Config:
+    if "vocab_size" in spec.model:
+        raise ValueError(f"vocab_size comes from the tokenizer ({tokenizer.vocab_size}), it cannot be set")
+    preset = L1Config.preset(spec.preset or "tiny")
+    # The inner width follows the width, unless it is set.
+    inner = {} if "n_inner" in spec.model else {"n_inner": None}
+    return dataclasses.replace(preset, vocab_size=tokenizer.vocab_size, **(inner | spec.model))
+
+
+def _draw_curve(metrics: dict[str, Any], folder: Path) -> None:
+    from l1_ref import plots
+    from l1_ref.files import replacing
+
+    figure = plots.loss_curve(metrics["curve"], metrics["floor"])
+    with replacing(folder / "loss.png") as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def continue_text(folder: Path, prompt: str, **options: Any) -> Iterator[str]:
+    """Continue a prompt with the model of a run.
+
+    Args:
+        folder: The run.
+        prompt: Text that its tokenizer can encode. Empty starts a new document, where the tokenizer can mark one.
+        **options: As for `l1_ref.generation.generate`.
+
+    Returns:
+        The continuation, piece by piece, in whole characters.
+
+    Raises:
+        OSError: The run cannot be read.
+        ValueError: The prompt or an option breaks its rule, or the run is damaged.
+    """
+    run = load_run(folder)
+    tokenizer, start = run.tokenizer, run.tokenizer.end_of_text
+    knows_documents = start is not None and run.metrics.get("documents", 1) > 1
+    ids = ([start] if knows_documents else []) + tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt must hold at least one character, got an empty one")
+    if knows_documents:
+        options.setdefault("stop_token", start)
+    new_ids = stream(run.model, torch.tensor([ids]), **options)
+    return stream_text(tokenizer, (id_ for id_ in (int(row[0, 0]) for row in new_ids) if id_ != start))

@@ -1,0 +1,167 @@
+"""One training step in its several forms, and evaluation."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from l1_ref.data import Batch
+from l1_ref.loss import cross_entropy
+from l1_ref.optimization import clip_grad_norm
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def train_step(
+    model: nn.Module,
+    x: Int[Tensor, "B T"],
+    y: Int[Tensor, "B T"],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Change the weights once so that the targets become more likely.
+
+    Args:
+        model: Maps ids to logits.
+        x: Input ids.
+        y: Targets: for each position, the id that follows.
+        optimizer: Holds the model's parameters.
+        max_norm: Largest joint norm of the gradients.
+
+    Returns:
+        The loss before the step, in nats a token, detached.
+
+    Source: Rumelhart, Hinton and Williams 1986, "Learning representations by back-propagating errors".
+    """
+    optimizer.zero_grad()
+    loss = cross_entropy(model(x), y)
+    loss.backward()
+    clip_grad_norm(model.parameters(), max_norm)
+    optimizer.step()
+    return loss.detach()
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    micro_batches: Iterable[Batch],
+    dtype: torch.dtype = torch.float32,
+    scaler: torch.amp.GradScaler | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Add up the gradients of several small batches: the same as those of one large batch, in less memory.
+
+    Each micro-batch counts by its number of targets that are not ignored, so padding does not tilt the mean.
+
+    Args:
+        model: Maps ids to logits; its gradients are added to, not reset.
+        micro_batches: Pairs of inputs and targets.
+        dtype: Of the matrix products in the forward pass.
+        scaler: Scales the loss before the backward pass, for float16.
+        label_smoothing: As in `cross_entropy`.
+
+    Returns:
+        The mean loss of all targets, in nats a token, detached.
+    """
+    micro_batches = list(micro_batches)
+    targets = sum((y != -100).sum() for _, y in micro_batches)
+    total = 0.0
+    for x, y in micro_batches:
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            loss = cross_entropy(model(x), y, label_smoothing) * ((y != -100).sum() / targets)
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        total = total + loss.detach()
+    return total
+
+
+def loss_scaled_step(
+    model: nn.Module, x: Int[Tensor, "B T"], y: Int[Tensor, "B T"], optimizer: torch.optim.Optimizer, scale: float
+) -> Float[Tensor, ""]:
+    """Take a step with the loss scaled up, by hand: small gradients survive float16, and an overflow skips the step.
+
+    Args:
+        model: Maps ids to logits.
+        x: Input ids.
+        y: Targets.
+        optimizer: Holds the model's parameters.
+        scale: Multiplies the loss; the gradients are divided by it again before the step.
+
+    Returns:
+        The loss, unscaled and detached, whether the step was taken or not.
+
+    Source: Micikevicius et al. 2018, "Mixed Precision Training", section 3.2.
+    """
+    optimizer.zero_grad()
+    loss = cross_entropy(model(x), y)
+    (loss * scale).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    for gradient in gradients:
+        gradient.div_(scale)
+    if all(gradient.isfinite().all() for gradient in gradients):
+        optimizer.step()
+    return loss.detach()
+
+
+def amp_train_step(
+    model: nn.Module,
+    x: Int[Tensor, "B T"],
+    y: Int[Tensor, "B T"],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    dtype: torch.dtype,
+    max_norm: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Take a training step in mixed precision: half-precision products, float32 weights.
+
+    Args:
+        model: Maps ids to logits.
+        x: Input ids.
+        y: Targets.
+        optimizer: Holds the model's parameters.
+        scaler: Scales the loss and skips steps that overflow; made with `enabled=False` where not needed (bfloat16).
+        dtype: torch.float16 or torch.bfloat16; torch.float32 turns mixed precision off.
+        max_norm: Largest joint norm of the gradients, measured after unscaling.
+
+    Returns:
+        The loss, unscaled and detached.
+
+    Source: Micikevicius et al. 2018, section 3.
+    """
+    optimizer.zero_grad()
+    loss = accumulate_gradients(model, [(x, y)], dtype, scaler)
+    scaled_update(model, optimizer, scaler, max_norm)
+    return loss
+
+
+def scaled_update(model, optimizer, scaler, max_norm: float) -> None:
+    scaler.unscale_(optimizer)  # first: clipping must see the true gradients
+    clip_grad_norm(model.parameters(), max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], dtype: torch.dtype = torch.float32) -> float:
+    """Return the mean loss over all targets of some batches, without dropout, in nats a token.
+
+    Args:
+        model: Left in the mode in which it came.
+        batches: Inputs and targets; targets of -100 do not count.
+        dtype: Of the matrix products.
+
+    Raises:
+        ValueError: There is no target.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for x, y in batches:
+        n = int((y != -100).sum())
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = cross_entropy(model(x.to(device)), y.to(device))
+        total, count = total + loss.item() * n, count + n
+    model.train(was_training)
+    if count == 0:
+        raise ValueError("batches must hold at least one target, got none")
+    return total / count

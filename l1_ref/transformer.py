@@ -1,0 +1,210 @@
+"""Blocks of attention and feed-forward layers, stacked into the whole model: ids in, logits out."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from l1_ref.attention import KVCache, MultiHeadAttention
+from l1_ref.config import L1Config
+from l1_ref.embeddings import InputEmbedding
+
+
+def layer_norm(
+    x: Float[Tensor, "*shape C"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float = 1e-5
+) -> Float[Tensor, "*shape C"]:
+    """Give each vector mean 0 and variance 1 over its width, then a learned scale and shift.
+
+    y = (x - mean) / sqrt(variance + eps) * weight + bias, with the variance divided by C (not C - 1).
+
+    Args:
+        x: Vectors of width C.
+        weight: Scale of each column.
+        bias: Shift of each column.
+        eps: Keeps the root away from zero.
+
+    Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 3.
+    """
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Let positive values through and fade negative ones out, smoothly: GPT-2's activation.
+
+    gelu(x) = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+
+    Args:
+        x: Values of any shape.
+
+    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2, the tanh form.
+    """
+    return F.gelu(x, approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Work on each position by itself: widen, bend, narrow.
+
+    Args:
+        config: Uses `n_embd`, `n_inner` and `dropout`.
+
+    Source: Vaswani et al. 2017, equation 2, with GELU in place of max(0, x).
+    """
+
+    def __init__(self, config: L1Config):
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, config.n_inner)
+        self.proj = nn.Linear(config.n_inner, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """Return the layer's contribution to the residual stream."""
+        return self.dropout(self.proj(gelu(self.fc(x))))
+
+
+class TransformerBlock(nn.Module):
+    """Add what attention gathers, then what the feed-forward layer makes of it, to the residual stream.
+
+    Args:
+        config: The model's configuration.
+        layer: Index of the block, from 0: its place in a `KVCache`.
+
+    Source: Radford et al. 2019, section 2.3: layer normalisation moves to the input of each sub-block (pre-norm).
+    """
+
+    def __init__(self, config: L1Config, layer: int = 0):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.n_embd, config.layer_norm_eps)
+        self.attention = MultiHeadAttention(config, layer)
+        self.norm_2 = nn.LayerNorm(config.n_embd, config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Float[Tensor, "B T C"], cache: KVCache | None = None) -> Float[Tensor, "B T C"]:
+        """Return the residual stream after this block.
+
+        Args:
+            x: Residual stream before it.
+            cache: Keys and values of earlier tokens, where there are any.
+        """
+        x = x + self.attention(self.norm_1(x), cache)
+        return x + self.feed_forward(self.norm_2(x))
+
+
+def checkpointed(block: nn.Module, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    """Run a block without keeping its activations; the backward pass computes them again.
+
+    The random state is kept, so dropout drops the same entries both times and the gradients are the same.
+
+    Args:
+        block: Maps x to a tensor.
+        x: Its input, the only activation that is kept.
+
+    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", section 4.
+    """
+    return checkpoint(block, x, use_reentrant=False)
+
+
+class L1Model(nn.Module):
+    """The whole decoder-only transformer: embedding, blocks, final normalisation, head.
+
+    Set `model.checkpointing = True` to trade time for memory in training.
+
+    Args:
+        config: The model's configuration.
+
+    Source: Radford et al. 2019, section 2.3.
+    """
+
+    def __init__(self, config: L1Config):
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        self.embedding = InputEmbedding(config)
+        self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.n_embd, config.layer_norm_eps)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.head.weight = self.embedding.token.weight
+        init_weights(self, config)
+
+    def hidden(self, ids: Int[Tensor, "B T"], cache: KVCache | None = None) -> Float[Tensor, "B T C"]:
+        """Return the normalised hidden states, from which the head predicts.
+
+        Args:
+            ids: The new token ids, each in 0 … vocab_size - 1.
+            cache: What the tokens before them left behind; positions go on from `cache.length`, which moves on by T.
+
+        Raises:
+            ValueError: An id is out of range, there is no token, or the sequence is longer than the context.
+        """
+        x = self.embedding(ids, offset=cache.length if cache is not None else 0)  # (B, T, C)
+        for block in self.blocks:
+            if self.checkpointing and cache is None and torch.is_grad_enabled():
+                x = checkpointed(block, x)
+            else:
+                x = block(x, cache)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return self.norm(x)
+
+    def forward(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Return a score for every token of the vocabulary, at every position.
+
+        Args:
+            ids: Token ids, each in 0 … vocab_size - 1, at most `max_seq_length` a row.
+
+        Raises:
+            ValueError: As for `hidden`.
+        """
+        return self.head(self.hidden(ids))
+
+    def generate(self, input_ids: Int[Tensor, "B T"], max_new_tokens: int = 50, **options) -> Int[Tensor, "B S"]:
+        """Continue each row of ids; `l1_ref.generation.generate` lists the options.
+
+        Args:
+            input_ids: The prompt.
+            max_new_tokens: How many tokens to add.
+            **options: `temperature`, `top_k`, `top_p`, `do_sample`, `stop_token`, `use_cache`, `generator`.
+
+        Returns:
+            Prompt and continuation.
+        """
+        from l1_ref.generation import generate  # downstream of this module: imported when called
+
+        return generate(self, input_ids, max_new_tokens, **options)
+
+
+def init_weights(model: nn.Module, config: L1Config) -> None:
+    """Set a model's parameters to GPT-2's initial values, in place.
+
+    Matrices are normal with `config.init_std`; those that write to the residual stream (named `proj`) are divided by
+    sqrt(2 * n_layers), so that the sum over the layers does not grow; biases are 0, normalisation scales 1.
+
+    Args:
+        model: Names its parameters as `L1Model` does.
+        config: Gives `init_std` and `n_layers`.
+
+    Source: Radford et al. 2019, section 2.3.
+    """
+    residual_std = config.init_std / (2 * config.n_layers) ** 0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, residual_std if name.endswith("proj.weight") else config.init_std)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def count_parameters(config: L1Config) -> int:
+    """Return the number of parameters of a model, from its configuration alone.
+
+    Args:
+        config: The model's configuration.
+    """
+    V, T, C, F_ = config.vocab_size, config.max_seq_length, config.n_embd, config.n_inner
+    attention = (3 * C * C + 3 * C) + (C * C + C)
+    feed_forward = (C * F_ + F_) + (F_ * C + C)
+    norm = 2 * C
+    positions = T * C if config.position_encoding == "learned" else 0
+    head = 0 if config.tie_weights else V * C
+    return V * C + positions + config.n_layers * (attention + feed_forward + 2 * norm) + norm + head

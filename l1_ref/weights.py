@@ -1,0 +1,279 @@
+"""Weights on disk: save and load our own as safetensors, and take GPT-2's in and out."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from l1_ref.config import L1Config
+from l1_ref.files import read_json, replacing, write_json
+from l1_ref.tokenizer import Tokenizer, load_tokenizer
+from l1_ref.transformer import L1Model
+
+MODEL_FILE, CONFIG_FILE, METRICS_FILE = "model.safetensors", "config.json", "metrics.json"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any] | None = None) -> None:
+    """Write named tensors, and a state that JSON can hold, as one safetensors file: whole or not at all.
+
+    Args:
+        path: The file.
+        tensors: Saved from the CPU; no two may share memory.
+        state: Kept in the file's header.
+
+    Raises:
+        OSError: The file cannot be written; an older one stays as it was.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": "pt"} | ({"state": json.dumps(state)} if state is not None else {})
+    with replacing(path) as temporary:
+        try:
+            save_file(on_cpu, temporary, metadata)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"{path} could not be written: {error}") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is cut short, or is no safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights must be a safetensors file, found none at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = (file.metadata() or {}).get("state")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(state) if state else None
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"weights must be a whole safetensors file, {path} is not: {error}") from None
+
+
+def assign_parameters(model: nn.Module, tensors: dict[str, Tensor], origin: str | Path) -> None:
+    """Copy tensors into the parameters of the same name; every name and shape must fit.
+
+    Args:
+        model: A parameter that is shared is expected once, under its first name.
+        tensors: Values by name.
+        origin: Where they come from, for the error.
+
+    Raises:
+        ValueError: A name is missing, unknown, or has another shape; nothing is changed then.
+    """
+    parameters = dict(model.named_parameters())
+    missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"the weights of {origin} must have the model's names; "
+            f"missing {missing[:3] or 'none'} ({len(missing)}), unknown {unknown[:3] or 'none'} ({len(unknown)})"
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise ValueError(
+                f"{name} of {origin} must have shape {tuple(parameter.shape)}, got {tuple(tensors[name].shape)}"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def save_model(model: L1Model, folder: str | Path) -> None:
+    """Write a model's weights and its configuration.
+
+    Args:
+        model: The model.
+        folder: Made where it does not exist; gets `model.safetensors` and `config.json`.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / MODEL_FILE, dict(model.named_parameters()))
+    write_json(folder / CONFIG_FILE, model.config.to_dict())
+
+
+def load_config(folder: str | Path) -> L1Config:
+    """Read the configuration of a model.
+
+    Raises:
+        FileNotFoundError: The folder has no `config.json`.
+        ValueError: It is no configuration of ours.
+    """
+    path = Path(folder) / CONFIG_FILE
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    try:
+        return L1Config.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path} must hold an L1Config: {error}") from None
+
+
+def load_model(folder: str | Path) -> L1Model:
+    """Read what `save_model` wrote; the model comes in eval mode.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is cut short, or belongs to another model.
+    """
+    model = L1Model(load_config(folder))
+    tensors, _ = read_tensors(Path(folder) / MODEL_FILE)
+    assign_parameters(model, tensors, Path(folder) / MODEL_FILE)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run: what `l1 train` leaves in its folder.
+
+    Args:
+        model: The trained model, in eval mode.
+        tokenizer: What its ids mean.
+        metrics: The contents of `metrics.json`.
+    """
+
+    model: L1Model
+    tokenizer: Tokenizer
+    metrics: dict[str, Any]
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a training run.
+
+    Args:
+        folder: Holds `model.safetensors`, `config.json`, `tokenizer.json` and `metrics.json`.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or they do not belong together.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"a run must be a folder that `l1 train` wrote, found none at {folder}")
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"tokenizer and model of {folder} must have one vocabulary, "
+            f"got {tokenizer.vocab_size} and {model.config.vocab_size} tokens"
+        )
+    return Run(model, tokenizer, read_json(folder / METRICS_FILE))
+
+
+# Our name of each part of a block, and GPT-2's.
+_BLOCK_NAMES = {
+    "norm_1": "ln_1",
+    "attention.qkv": "attn.c_attn",
+    "attention.proj": "attn.c_proj",
+    "norm_2": "ln_2",
+    "feed_forward.fc": "mlp.c_fc",
+    "feed_forward.proj": "mlp.c_proj",
+}
+
+
+def _gpt2_names(n_layers: int) -> dict[str, str]:
+    """Return GPT-2's name of each of our parameters, but for the head."""
+    names = {"embedding.token.weight": "wte.weight", "embedding.position.weight": "wpe.weight"}
+    parts = {f"blocks.{i}.{ours}": f"h.{i}.{theirs}" for i in range(n_layers) for ours, theirs in _BLOCK_NAMES.items()}
+    for ours, theirs in (parts | {"norm": "ln_f"}).items():
+        names |= {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")}
+    return names
+
+
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    """Transpose the matrices that GPT-2 stores as (in, out) and `nn.Linear` as (out, in)."""
+    return tensor.t() if tensor.ndim == 2 and name.startswith("blocks.") else tensor
+
+
+def from_gpt2(state_dict: dict[str, Tensor], n_heads: int, dropout: float = 0.1) -> L1Model:
+    """Build our model from GPT-2's weights under their Hugging Face names.
+
+    Args:
+        state_dict: Of `GPT2Model` or `GPT2LMHeadModel`; masks kept as buffers are passed over.
+        n_heads: Number of heads, which the weights do not tell (12 for GPT-2 small).
+        dropout: Of our model.
+
+    Returns:
+        A model in eval mode.
+
+    Raises:
+        ValueError: A weight is missing, unknown or of the wrong shape.
+
+    Source: Radford et al. 2019.
+    """
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
+    theirs = {name: t for name, t in theirs.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    n_layers = len({name.split(".")[1] for name in theirs if name.startswith("h.")})
+    needed = ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight")
+    absent = [name for name in needed if name not in theirs]
+    if absent:
+        raise ValueError(f"a GPT-2 state dict must hold {', '.join(needed)}; missing {', '.join(absent)}")
+    head = theirs.pop("lm_head.weight", theirs["wte.weight"])
+    tied = torch.equal(head, theirs["wte.weight"])
+    (V, C), T, F_ = theirs["wte.weight"].shape, len(theirs["wpe.weight"]), theirs["h.0.mlp.c_fc.weight"].shape[1]
+    model = L1Model(L1Config(V, T, n_layers, n_heads, C, F_, dropout, tie_weights=tied))
+    ours_of = {theirs_: ours for ours, theirs_ in _gpt2_names(n_layers).items()}
+    ours = {ours_of.get(name, name): _turned(ours_of.get(name, name), tensor) for name, tensor in theirs.items()}
+    assign_parameters(model, ours if tied else ours | {"head.weight": head}, "the GPT-2 state dict")
+    return model.eval()
+
+
+def to_gpt2(model: L1Model) -> dict[str, Tensor]:
+    """Return a model's weights under the names of Hugging Face's `GPT2LMHeadModel`: the way back of `from_gpt2`.
+
+    Args:
+        model: With learned positions.
+
+    Raises:
+        ValueError: The model has sinusoidal positions, which GPT-2 does not.
+    """
+    if model.config.position_encoding != "learned":
+        raise ValueError(f"GPT-2 has learned positions, got position_encoding={model.config.position_encoding!r}")
+    ours = model.state_dict()
+    names = _gpt2_names(model.config.n_layers)
+    theirs = {f"transformer.{name}": _turned(our, ours[our]).contiguous() for our, name in names.items()}
+    return theirs | {"lm_head.weight": ours["head.weight"]}
+
+
+def load_gpt2(source: str | Path, n_heads: int | None = None) -> L1Model:
+    """Load GPT-2's weights from a folder, a safetensors file, or by their Hugging Face name.
+
+    Args:
+        source: A folder with `model.safetensors` and `config.json`; a safetensors file; or a name, such as "gpt2" or
+            "openai-community/gpt2-medium", which is downloaded once into `~/.cache/l1`.
+        n_heads: Number of heads; by default what the `config.json` beside the weights says, else C / 64, GPT-2's rule.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file.
+        OSError: The download failed; the message says what to do instead.
+        ValueError: These are not GPT-2's weights.
+    """
+    path = Path(source)
+    if not path.exists():
+        if path.suffix or path.is_absolute() or str(source).count("/") > 1:
+            raise FileNotFoundError(f"GPT-2's weights must be a folder, a file or a Hugging Face name, got {source}")
+        path = _download_gpt2(str(source))
+    if path.is_dir():
+        path = path / MODEL_FILE
+    tensors, _ = read_tensors(path)
+    config = read_json(path.parent / CONFIG_FILE) if (path.parent / CONFIG_FILE).is_file() else {}
+    if config.get("model_type", "gpt2") != "gpt2":
+        raise ValueError(f"{path.parent / CONFIG_FILE} must say model_type gpt2, got {config['model_type']!r}")
+    width = next((len(tensor) for name, tensor in tensors.items() if name.endswith("ln_f.weight")), 64)
+    return from_gpt2(tensors, n_heads or config.get("n_head") or max(1, width // 64))
+
+
+def _download_gpt2(name: str) -> Path:
+    repository = name if "/" in name else f"openai-community/{name}"
+    folder = Path.home() / ".cache" / "l1" / repository.replace("/", "--")
+    for file in (CONFIG_FILE, MODEL_FILE):
+        if not (folder / file).is_file():
+            fetch(f"https://huggingface.co/{repository}/resolve/main/{file}", folder / file)
+    return folder

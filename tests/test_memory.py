@@ -1,0 +1,111 @@
+"""Predicted memory against what autograd really keeps and what the optimizer really holds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from l1_ref.config import PRESETS, L1Config
+from l1_ref.loss import cross_entropy
+from l1_ref.memory import saved_bytes, training_memory
+from l1_ref.optimization import build_optimizer
+from l1_ref.steps import train_step
+from l1_ref.transformer import L1Model
+
+ODD = L1Config(vocab_size=311, max_seq_length=48, n_layers=3, n_heads=2, n_embd=48, n_inner=100)
+SIZES = pytest.mark.parametrize("config, batch_size", [(PRESETS["tiny"], 2), (ODD, 3)], ids=["tiny", "odd"])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+PARTS = {"parameters", "gradients", "optimizer", "activations", "recomputed"}
+
+
+def step_inputs(config, batch_size):
+    return torch.randint(config.vocab_size, (2, batch_size, config.max_seq_length)).unbind()
+
+
+def measured(config, batch_size, dtype, checkpointing):
+    """Return the bytes that one forward pass and loss keep."""
+    model = L1Model(config).train()
+    model.checkpointing = checkpointing
+    x, y = step_inputs(config, batch_size)
+
+    def loss():
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return cross_entropy(model(x), y)
+
+    return saved_bytes(model, loss)
+
+
+@SIZES
+@DTYPES
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("path", ["fused", "explicit"])
+def test_activations_are_predicted_within_one_percent(config, batch_size, dtype, path, dropout, checkpointing):
+    config = replace(config, attention=path, dropout=dropout)
+    predicted = training_memory(config, batch_size, dtype, checkpointing)["activations"]
+    assert predicted == pytest.approx(measured(config, batch_size, dtype, checkpointing), rel=0.01)
+
+
+@DTYPES
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("variant", [{"position_encoding": "sinusoidal"}, {"tie_weights": False}], ids=str)
+def test_variants_are_predicted_within_one_percent(variant, checkpointing, dtype):
+    config = replace(ODD, **variant)
+    predicted = training_memory(config, 3, dtype, checkpointing)["activations"]
+    assert predicted == pytest.approx(measured(config, 3, dtype, checkpointing), rel=0.01)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("path", ["fused", "explicit"])
+@DTYPES
+def test_what_is_recomputed_is_one_block(dtype, path, dropout):
+    config = replace(ODD, attention=path, dropout=dropout)
+    block = L1Model(config).blocks[0]
+    x = torch.randn(3, 48, 48, requires_grad=True)
+
+    def run():
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return block(x)
+
+    recomputed = training_memory(config, 3, dtype, True)["recomputed"]
+    assert recomputed == pytest.approx(saved_bytes(block, run), rel=0.01)
+    assert training_memory(config, 3, dtype, False)["recomputed"] == 0
+
+
+@SIZES
+def test_weights_gradients_and_moments_are_what_a_step_leaves_behind(config, batch_size):
+    model = L1Model(config)
+    optimizer = build_optimizer(model, lr=1e-3)
+    train_step(model, *step_inputs(config, batch_size), optimizer)
+    parts = training_memory(config, batch_size, torch.float32, False)
+    assert parts["parameters"] == sum(p.nbytes for p in model.parameters())
+    assert parts["gradients"] == sum(p.grad.nbytes for p in model.parameters())
+    states = optimizer.state.values()
+    assert parts["optimizer"] == sum(state[m].nbytes for state in states for m in ("exp_avg", "exp_avg_sq"))
+
+
+@SIZES
+@DTYPES
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def test_the_parts_are_whole_bytes_and_add_up(config, batch_size, dtype, checkpointing):
+    parts = training_memory(config, batch_size, dtype, checkpointing)
+    assert parts.keys() == PARTS | {"total"}
+    assert all(isinstance(n_bytes, int) for n_bytes in parts.values())
+    assert parts["total"] == sum(parts[part] for part in PARTS)
+
+
+def test_checkpointing_and_half_precision_save_memory_at_full_size():
+    config = L1Config(dropout=0.0)
+    plain, checkpointed = (training_memory(config, 8, torch.float32, on)["total"] for on in (False, True))
+    half = training_memory(config, 8, torch.bfloat16, False)["total"]
+    assert checkpointed < half < plain and checkpointed < 0.6 * plain
+
+
+def test_saved_bytes_counts_each_storage_once_and_no_parameter():
+    layer = torch.nn.Linear(5, 5, bias=False)
+    x = torch.randn(7, 5)
+    assert saved_bytes(layer, lambda: layer(x)) == x.nbytes
+    assert saved_bytes(layer, lambda: layer(x) + layer(x)) == x.nbytes
+    assert saved_bytes(layer, lambda: layer(layer(x))) == 2 * x.nbytes
+    with torch.no_grad():
+        assert saved_bytes(layer, lambda: layer(x)) == 0
