@@ -25,7 +25,7 @@ _NAMES = {
     "weights": "save_model load_model load_run from_gpt2 to_gpt2 load_gpt2",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str):

@@ -54,7 +54,8 @@ def attention_weights(
     Args:
         q: Queries.
         k: Keys.
-        mask: Broadcasts to (B, H, T, S); True where attention is allowed. A query that may attend to nothing gets zeros.
+        mask: Broadcasts to (B, H, T, S); True where attention is allowed. A query that may attend to
+            nothing gets zeros.
 
     Source: Vaswani et al. 2017, equation 1: softmax(Q K^T / sqrt(d_k)).
     """
@@ -163,7 +164,7 @@ class KVCache:
             raise ValueError(f"the cache was made for batch_size={B}, got a batch of {k.shape[0]}")
         if end > limit:
             raise ValueError(
-                f"the cache has room for max_seq_length={limit} tokens, got length={self.length} and T={k.shape[2]} more"
+                f"the cache has room for max_seq_length={limit} tokens, got length={self.length}, T={k.shape[2]} more"
             )
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v

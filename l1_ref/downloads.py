@@ -78,13 +78,32 @@ def download(name: str, folder: PathLike = ".", url: str | None = None) -> Path:
         if source.sha256 not in (None, found := hashlib.sha256(read_bytes(path)).hexdigest()):
             raise ValueError(f"{path} is not {name}: its SHA-256 is {found}; move it away, then download again")
         return path
+    return fetch(url, path, source.sha256, "use the course's own corpus: l1 train with no FILE")
+
+
+def fetch(url: str, path: PathLike, sha256: str | None, instead: str) -> Path:
+    """Download one file, which gets its name only after its size and checksum were found right.
+
+    Args:
+        url: its address.
+        path: the file to write; missing parent folders are made.
+        sha256: its checksum; None means the one that the host declares in the header `X-Linked-ETag`.
+        instead: what to do without it, for the error.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        DownloadError: there is no network, the host refuses, the file is cut short or altered, or the disk is full.
+    """
+    path = Path(path)
     try:
         with replacing(path) as temporary:
-            _fetch(url, temporary, source.sha256, name)
+            _fetch(url, temporary, sha256, path.name)
     except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
         raise DownloadError(
-            f"could not download {name}: {getattr(error, 'reason', error)}. Save {url} by hand as {path}, or use the "
-            "course's own corpus: l1 train with no FILE"
+            f"could not download {path.name}: {reason}. Save {url} by hand as {path}, or {instead}"
         ) from None
     return path
 

@@ -100,7 +100,9 @@ def sample(
     _check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return greedy(logits)
-    logits = apply_temperature(logits.float(), temperature)
+    logits = logits.float()
+    # With the largest score at 0, even the smallest temperature can only overflow downwards, to probability 0.
+    logits = apply_temperature(logits - logits.amax(dim=-1, keepdim=True), max(temperature, 1e-30))
     if top_k is not None:
         logits = top_k_filter(logits, top_k)
     if top_p is not None:
@@ -173,7 +175,7 @@ def stream(
     """
     _check_prompt(model, ids, max_new_tokens, stop_token)
     _check_sampling(temperature, top_k, top_p)
-    settings = (temperature if do_sample else 0, top_k, top_p, generator)
+    settings = (temperature if do_sample else 0.0, top_k, top_p, generator)
     return _stream(model, ids, max_new_tokens, settings, stop_token, use_cache)
 
 
@@ -225,7 +227,9 @@ class _Predictor:
 def _check_prompt(model: L1Model, ids: Tensor, max_new_tokens: int, stop_token: int | None) -> None:
     V = model.config.vocab_size
     if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
-        raise ValueError(f"ids must be whole numbers of shape (B, T) with B, T >= 1, got {ids.dtype} {tuple(ids.shape)}")
+        raise ValueError(
+            f"ids must be whole numbers of shape (B, T) with B, T >= 1, got {ids.dtype} {tuple(ids.shape)}"
+        )
     low, high = ids.min().item(), ids.max().item()
     if low < 0 or high >= V:
         raise ValueError(f"ids must be in 0..{V - 1} (vocab_size={V}), got {low if low < 0 else high}")

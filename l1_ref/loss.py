@@ -32,9 +32,8 @@ def cross_entropy(
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # a sum over the vocabulary in half precision would lose the small terms
-    return F.cross_entropy(
-        logits.flatten(0, -2), targets.flatten().long(), ignore_index=ignore_index, label_smoothing=label_smoothing
-    )
+    rows, targets = logits.reshape(-1, logits.shape[-1]), targets.flatten().long()  # (N, V), (N,)
+    return F.cross_entropy(rows, targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
 
 
 def perplexity(loss: float | Tensor) -> float | Tensor:

@@ -29,12 +29,13 @@ def training_memory(config: L1Config, batch_size: int, dtype: torch.dtype, check
     Source: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.
     """
     half = dtype != torch.float32
-    n_parameters, V, T, C = count_parameters(config), config.vocab_size, config.max_seq_length, config.n_embd
+    n_parameters, V, T = count_parameters(config), config.vocab_size, config.max_seq_length
+    C, F_ = config.n_embd, config.n_inner
     tokens, width = batch_size * T, 2 if half else 4
     # The final norm's input with mean and deviation, the head's input, the log-probabilities and the targets.
     ends = tokens * (4 * C + 8 + width * C + 4 * V + 8) + (4 * tokens * C if config.dropout else 0)
     block = _block_activations(config, batch_size, width)
-    casts = 2 * (n_parameters - T * C - V * C) if half else 0
+    casts = 2 * config.n_layers * (4 * C * C + 2 * C * F_ + 5 * C + F_) if half else 0
     head_cast = 2 * V * C if half else 0
     kept = config.n_layers * 4 * tokens * C if checkpointing else config.n_layers * block + casts
     parts = {
@@ -55,7 +56,8 @@ def _block_activations(config: L1Config, batch_size: int, width: int) -> int:
     products = tokens * width * (6 * C + 2 * config.n_inner)  # inputs of qkv, attention (q, k, v), proj, fc, gelu, proj
     masks = tokens * width * 2 * C if config.dropout else 0
     if config.attention == "explicit":
-        attention = scores * width * (4 if config.dropout else 3)
+        # The mask twice, and each row's largest score and sum.
+        attention = scores * width * (4 if config.dropout else 3) + 2 * T * T + 8 * tokens * H
     elif config.dropout:  # the CPU has no fused kernel with dropout: torch falls back to float32 weights
         attention = scores * 12 + tokens * 3 * C * (4 - width)
     else:

@@ -20,10 +20,10 @@ def cosine_lr(step: int, lr_peak: float, warmup_steps: int, total_steps: int, lr
 
     Source: Loshchilov and Hutter 2017, "SGDR", equation 5; warm-up: Goyal et al. 2017, section 2.2.
     """
-    if step < warmup_steps:
-        return lr_peak * step / warmup_steps
     if step >= total_steps:
         return lr_min
+    if step < warmup_steps:
+        return lr_peak * step / warmup_steps
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return lr_min + (lr_peak - lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
 

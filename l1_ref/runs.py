@@ -1,6 +1,7 @@
 """Whole runs: from texts and settings to a folder with a trained model, and from such a folder back to text."""
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +11,23 @@ import torch
 
 from l1_ref import tales
 from l1_ref.checkpoint import read_checkpoint_state
-from l1_ref.config import L1Config
-from l1_ref.data import Corpus, make_corpus, make_document_corpus, read_documents
-from l1_ref.files import read_json, write_json
+from l1_ref.config import PRESETS, L1Config
+from l1_ref.data import DATA_DIR, Corpus, make_corpus, make_document_corpus, read_documents
+from l1_ref.files import read_json, replacing, write_atomic, write_json
 from l1_ref.generation import stream
-from l1_ref.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, save_tokenizer, stream_text
+from l1_ref.tokenizer import (
+    TOKENIZER_FILE,
+    BPETokenizer,
+    Tokenizer,
+    build_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    stream_text,
+    train_bpe,
+)
 from l1_ref.training import TrainingConfig, train
 from l1_ref.transformer import L1Model, count_parameters
-from l1_ref.weights import CONFIG_FILE, METRICS_FILE, load_config, load_run, save_model
+from l1_ref.weights import CONFIG_FILE, METRICS_FILE, MODEL_FILE, load_run, save_model
 
 SPEC_FILE = "run.json"
 TALES_TRAINING: dict[str, Any] = {"steps": 3_000}
@@ -126,8 +136,7 @@ def _model_config(spec: RunSpec, tokenizer: Tokenizer) -> L1Config:
 
 
 def _draw_curve(metrics: dict[str, Any], folder: Path) -> None:
-    from l1_ref import plots
-    from l1_ref.files import replacing
+    from l1_ref import plots  # matplotlib is slow to import, and only a finished run needs it
 
     figure = plots.loss_curve(metrics["curve"], metrics["floor"])
     with replacing(folder / "loss.png") as temporary:
@@ -159,3 +168,27 @@ def continue_text(folder: Path, prompt: str, **options: Any) -> Iterator[str]:
         options.setdefault("stop_token", start)
     new_ids = stream(run.model, torch.tensor([ids]), **options)
     return stream_text(tokenizer, (id_ for id_ in (int(row[0, 0]) for row in new_ids) if id_ != start))
+
+
+def rebuild_data(say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Make everything in `data/` from nothing: corpus, tokenizer, trained model.
+
+    Args:
+        say: Gets a sentence on each part.
+
+    Returns:
+        The metrics of the trained model.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    tales.write_corpus(DATA_DIR)
+    documents = tales.load_tales("train")
+    tokenizer = BPETokenizer(train_bpe(documents, PRESETS["tiny"].vocab_size - 1))
+    save_tokenizer(tokenizer, DATA_DIR)
+    say(f"{len(documents)} tales to train on, a vocabulary of {tokenizer.vocab_size} tokens")
+    with tempfile.TemporaryDirectory() as run:
+        metrics = train_run(RunSpec(), Path(run), say=say)
+        for name in (CONFIG_FILE, TOKENIZER_FILE, MODEL_FILE, METRICS_FILE):
+            write_atomic(DATA_DIR / "tiny" / name, (Path(run) / name).read_bytes())
+    return metrics

@@ -68,7 +68,10 @@ def accumulate_gradients(
     total = 0.0
     for x, y in micro_batches:
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            loss = cross_entropy(model(x), y, label_smoothing) * ((y != -100).sum() / targets)
+            logits = model(x)
+        n = (y != -100).sum()
+        loss = cross_entropy(logits, y, label_smoothing)
+        loss = torch.where(n > 0, loss, 0.0 * logits.sum()) * (n / targets)  # nothing but padding adds 0, not NaN
         (loss if scaler is None else scaler.scale(loss)).backward()
         total = total + loss.detach()
     return total
@@ -156,12 +159,16 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], dtype: torch.dtype = to
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    for x, y in batches:
-        n = int((y != -100).sum())
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = cross_entropy(model(x.to(device)), y.to(device))
-        total, count = total + loss.item() * n, count + n
-    model.train(was_training)
+    try:
+        for x, y in batches:
+            n = int((y != -100).sum())
+            if n == 0:
+                continue
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = cross_entropy(model(x.to(device)), y.to(device))
+            total, count = total + loss.item() * n, count + n
+    finally:
+        model.train(was_training)
     if count == 0:
         raise ValueError("batches must hold at least one target, got none")
     return total / count

@@ -1,4 +1,4 @@
-"""The words and the plots of the tales: pure data, in the notation that `tales` reads.
+"""The words and the plots of the tales: pure data, in the notation that `grammar` reads.
 
     [ran|walked|crept*2]   one of these, the last twice as likely as each of the others
     <weather>              a word from the list "weather", or the rule of that name, written here
@@ -40,8 +40,8 @@ WORDS = {
         told tall stories / tell
         sang all day / sing
         collected {new things}*2 / keep""",
-    "weather": "weather; windy*2, rainy*2, foggy, sunny*2, misty, cold*2, warm, grey, quiet",
-    "night": "night; windy, rainy, foggy, misty, cold, warm, quiet, grey",
+    "weather": "weather; windy*2, rainy*2, sunny*2, misty, cold*2, warm, grey, quiet",
+    "night": "night; windy, rainy, misty, cold, warm, quiet, grey",
     "time": "time; morning*3, evening*3, Monday, Tuesday, Thursday, Friday, Saturday, Sunday",
     "season": "season; spring, summer, autumn, winter",
     "day": "day; Monday, Tuesday, Thursday, Friday, Saturday, Sunday",
@@ -50,14 +50,13 @@ WORDS = {
     "goods": "goods; hens, drums, kites, maps, pigs, ducks, chairs, clocks, boats, hats",
     "how": "how; sadly, kindly, slowly, crossly, proudly, politely, gladly, wisely, at last, at once",
     "manner": "manner; sadly, kindly, slowly, crossly, proudly, politely, gladly, wisely",
-    "oh": "oh; Oh dear, Oh no, Oh my, I see, How odd, Never mind, Well, Quite",
+    "oh": "oh; Oh dear, Oh no, Oh my, I see, How odd, Oh well, Well, Quite",
     "look": """look; thin, round, tall, odd, sad, muddy, polite, spotted, old, little, famous, lonely, shy, brave,
         gloomy, sleepy, grumpy, merry, clever, timid""",
     "small": """
         animal / says
         mouse, bat / squeaked
-        wren / chirped
-        toad / croaked
+        toad, frog / croaked
         mole, snail / mumbled""",
     "big": """
         animal / skill / says
@@ -78,13 +77,12 @@ WORDS = {
         hat, cap / two cold ears""",
     "tool": """
         tool / use / play
-        bell / sound / rang
-        drum / sound / beat
-        horn / sound / blew
+        bell*2 / sound / rang
+        drum*2 / sound / beat
         lamp, torch, lantern / light / lit
-        rope, scarf, ribbon / line / threw""",
-    "food": "food; pie, cake, cheese, bun, melon, loaf",
-    "house": "house; house, boat, castle, kitchen, shop, school",
+        rope, net / line / threw""",
+    "food": "food; pie, cake, bun, melon, egg, onion",
+    "house": "house; house, boat, kitchen, shop, school",
     "meal": "meal / tea; Tea / tea; Supper / supper; Dinner / dinner",
     "promise": """
         promise / came
@@ -108,7 +106,7 @@ WORDS = {
     "nook": "nook; under the bed, behind the door, inside the clock, on the stairs",
     "box": "box; box, drum, bucket, kettle, clock",
     "scoop": "scoop; net, bucket, spoon, hat, kettle, cup",
-    "medal": "medal; ribbon, cup, bell, hat",
+    "medal": "medal; cup, bell, hat, drum",
     "best": "best; biggest, finest, roundest",
     "crop": "crop; onion, apple, melon, nut",
     "lamp": "lamp; lamp, torch, lantern",
@@ -130,21 +128,21 @@ RULES = {
     "by": "[behind|beside|near|outside|beyond]",
     # A lost thing is found, with somebody in it.
     "lost": """lost {his} {new colour} {new wear}. {He} looked [under|behind|inside] the [bed|stairs|kettle],
-        [under|behind|inside] the [clock|door|cow] and [in the soup|down the well|on the roof]. ¶ {A new look} {new
-        small} was [asleep|dancing|reading|cooking] in it, with <n> <colour> <things>. "This is my {new house} now,"
-        {says} the {animal} <how>. "{new meal} is at {new n}." ¶ "<oh>," {said} {hero} <how>. Now {he} has {cold},
-        and {tea} every <day> at {n}.""",
+        [under|behind|inside] the [clock|door|cow] and [in the soup|down the well|on the roof]. ¶ {A new look}
+        {new small} was [hiding|eating|reading|cooking] in it, with <n> <colour> <things>. "This is my {new house}
+        now," {says} the {animal} <how>. "{new meal} is at {new n}." ¶ "<oh>," {said} {hero} <how>. Now {he} has
+        {cold}, and {tea} every <day> at {n}.""",
     # A journey, and what came home.
     "journey": """took <n> <colour> <things>, {a new colour} {new wear} and {a new look} {new big} {new goal}. They
         walked for <n> days [in the rain|under the stars|without a map]. ¶ <sight by goal>""",
     "sight sea": """The sea was [round|little|cold] and [muddy|grey|old]. "Who [left it on|lost it|needs it]?"
         {says} the {animal} <how>. "<oh>," {said} {hero} <manner>. ¶ They took a little sea home in the {colour}
-        {wear}. It lives in <a colour> [cup|bucket|kettle] now, and every <day> it has [waves|storms|<n> fish].""",
+        {wear}. It lives in <a colour> [cup|bucket|kettle] now, and every <day> it has [waves|rain|<n> fish].""",
     "sight hill": """From there, home was like a [button|nut|bun]. "A [cow|king|mouse|hen] might [eat|lose|take]
         it," {says} the {animal} <how>. "<oh>," {said} {hero} <manner>. ¶ They lost the {colour} {wear} and ran
         <manner> until the {place} was big again.""",
     # Good manners would have been worse.
-    "crumbs": """cooked {a new colour} {new food}. {A new look} {new big} ate <n> bits, the <look> <person> ate <n>
+    "crumbs": """cooked <a colour> [pie*2|cake*2|bun]. {A new look} {new big} ate <n> bits, the <look> <person> ate <n>
         and the <court> took the rest. ¶ [Hungry|Sad|Cross], {he} went to look for <n> <things> in the
         [forest|fog|dark|snow], and got lost. But the {animal} had gone that way, and it was a muddy eater. {hero}
         followed the crumbs for <n> hours, <by> the {place}, to {his} own [door|bed|kitchen]. ¶ On <day> {he} cooked
@@ -158,15 +156,15 @@ RULES = {
     # The prize goes to the thief.
     "prize": """That [year|<season>] there was {a new colour} {new medal} for the {new best} {new crop}. {hero} grew
         one like a [cow|boat|house|bed|drum|moon|hat]. ¶ At night {a new look} {new big} ate it, and <n> <things>,
-        and <n> <colour> <goods>. "<oh>," {said} {hero} <how>, and took the {animal} instead. ¶ The <look> {new
-        person} looked at it <n> times. "That is the {best} {crop} I have [seen|met]," said the {person} <how>. It
-        won the {colour} {medal}, and ate that too.""",
+        and <n> <colour> <goods>. "<oh>," {said} {hero} <how>, and took the {animal} instead. ¶ The <look>
+        {new person} looked at it <n> times. "That is the {best} {crop} I have [seen|met]," said the {person} <how>.
+        It won the {colour} {medal}, and ate that too.""",
     # Two fears meet.
     "dark": """{He} was afraid of the dark. One <night> night something {new noise} <manner> {new nook}. {hero} lit
         {a new colour} {new lamp}. It was {a new look} {new small} with <n> <things>. "Put it out," {says} the
-        {animal} <how>. "I am afraid of the light." ¶ They talked <manner> until {new n}. Then they hung {a new
-        colour} {new wear} on the {lamp}. It was not dark, and not light. ¶ Now, every night at {n}, something
-        {does} {nook}, and {hero} {does} back.""",
+        {animal} <how>. "I am afraid of the light." ¶ They talked <manner> until {new n}. Then they hung
+        {a new colour} {new wear} on the {lamp}. It was not dark, and not light. ¶ Now, every night at {n},
+        something {does} {nook}, and {hero} {does} back.""",
     # A rescue nobody asked for.
     "moon": """Late one <night> night {a new look} {new big} came to the [window|door|gate]. "<oh>," it {says}
         <how>. "The moon is in the {new water}." {hero} took {a new colour} {new scoop}, but the moon broke into <n>
@@ -181,18 +179,18 @@ RULES = {
         [window|door|gate]. "<oh>," {said} {hero} <how>, and ran to the {box}.""",
     # A promise is kept.
     "repaid": """met {a new look} {new big} under a [gate|net|drum|bucket]. {He} pulled for <n> hours. "I will help
-        you too," {says} the {animal} <how>, "{new promise}." ¶ After <n> [days|weeks|years] somebody locked {hero}
-        in the {place} with <n> <colour> <goods>. "<oh>," {said} {hero} <how>. {came}. The {look} {animal} <rescue
-        by skill>.""",
+        you," {says} the {animal} <how>, "{new promise}." ¶ After <n> [days|weeks|years] somebody locked {hero} in the
+        [barn|mill|church|school|tower|kitchen] with <n> <colour> <goods>. "<oh>," {said} {hero} <how>. {came}. The
+        {look} {animal} <rescue by skill>.""",
     "rescue dig": "dug under the [bed|stairs|door] for <n> hours",
     "rescue wing": "came in at the window with <n> keys",
     "rescue chew": "ate the door and <n> <goods>",
     # What nobody needed is what they need.
-    "useful": """found {a new colour} {new tool} <by> the {place}. "Who needs [{a tool}|that]?" said the <look> {new
-        person} <how>. ¶ On <day> the {person} <trouble by use> for <n> hours, and the {person} came out with <n>
-        <colour> <goods>. ¶ "<oh>," said the {person} <how>. "What a [fine|famous|clever|brave] {tool}." """,
+    "useful": """found {a new colour} {new tool} <by> the {place}. "Who needs [{a tool}|that]?" said the <look>
+        {new person} <how>. ¶ On <day> the {person} <trouble by use> for <n> hours, and the {person} came out with
+        <n> <colour> <goods>. ¶ "<oh>," said the {person} <how>. "What a [fine|famous|clever|brave] {tool}." """,
     "trouble sound": "got lost in the [fog|snow|forest]. {hero} {play} the {tool}",
-    "trouble light": "got lost in the [dark|fog|forest]. {hero} {play} the {tool} and waited",
+    "trouble light": "got lost in the [dark|fog|forest]. {hero} {play} the {tool}",
     "trouble line": "fell into the [canal|pond|well|soup]. {hero} {play} the {tool} and pulled",
     # Round and back again.
     "trade": """{He} had {a new food} and wanted {a new colour} {new wear}. <when> {he} gave the {food} to the
@@ -201,11 +199,11 @@ RULES = {
         the {person} and the {animal} came to help {him} eat the {food}.""",
     # A broken thing mended, almost.
     "mended": """{a new machine} broke, and the <look> {new person} was [cross|sad|late]. {hero} mended it with <n>
-        <things>, <n> <colour> <goods> and [some|a little] [honey|soup|snow]. ¶ It {fault}. "<oh>," said the
+        <things>, <n> <colour> <goods> and [some|a little] [soup|snow|rain]. ¶ It {fault}. "<oh>," said the
         {person} <how>. "Wait until {new day}," {said} {hero}. ¶ By {day}, <result by machine>.""",
     "result clock": "supper came before [dinner|tea], and nobody minded",
     "result kettle": "<n> [hens|ducks|pigs] had come to [tea|supper|dinner]",
-    "result umbrella": "the {person} was growing <n> <things> in it",
+    "result umbrella": "the {person} grew <n> <things> in it",
     # A habit that had its turn in the first sentence has the last word.
     "last count": "{hero} counted the [stars|hens|chairs|ducks], and there were <n> more than before.",
     "last late": "{hero} was <n> hours late for [supper|tea|school|bed], and so was the [moon|king|queen|cook].",

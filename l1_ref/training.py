@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from tqdm import tqdm
@@ -40,6 +40,7 @@ QUICK_EVALUATION_TOKENS = 32_768  # of the validation part, while training
 FULL_EVALUATION_TOKENS = 2_000_000  # of the validation part, at the end
 
 
+@no_type_check  # it checks itself, with errors that name the rule
 @dataclass(frozen=True)
 class TrainingConfig:
     """Say how to train.
@@ -137,7 +138,8 @@ def train(
         progress: Show a bar with loss, tokens a second and time left.
 
     Returns:
-        The metrics: `validation_loss`, `training_loss`, `floor`, `tokens`, `tokens_per_s`, `elapsed_s`, `steps`, `curve`.
+        The metrics: `validation_loss`, `training_loss`, `floor`, `tokens`, `tokens_per_s`, `elapsed_s`, `steps` and
+        `curve`.
 
     Raises:
         ValueError: The corpus or the checkpoint does not fit.
@@ -147,9 +149,10 @@ def train(
     loop = _Loop(model, corpus, config, folder, floor, on_evaluation)
     if resume:
         loop.restore()
-    with _stop_signals() as stop, tqdm(
-        total=config.steps, initial=loop.step, unit="step", disable=not progress, dynamic_ncols=True
-    ) as bar:
+    with (
+        _stop_signals() as stop,
+        tqdm(total=config.steps, initial=loop.step, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+    ):
         model.train()
         while loop.step < config.steps:
             loop.take_step()
@@ -213,8 +216,8 @@ class _Loop:
         if (self.device.type == "cpu" or self.step % 20 == 0) and not math.isfinite(loss.item()):
             kept = f"the last good checkpoint is in {self.folder}" if self.folder else "no checkpoint was kept"
             raise FloatingPointError(
-                f"the loss must stay finite, got {loss.item()} at step {self.step + 1}, learning rate {lr:.3g}; {kept}. "
-                "A lower --lr-peak or a longer warm-up usually helps."
+                f"the loss must stay finite, got {loss.item()} at step {self.step + 1}, rate {lr:.3g}; {kept}. "
+                "A lower peak rate or a longer warm-up usually helps."
             )
 
     def _evaluate(self, tokens: int) -> float:

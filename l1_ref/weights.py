@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from l1_ref.config import L1Config
+from l1_ref.downloads import fetch
 from l1_ref.files import read_json, replacing, write_json
 from l1_ref.tokenizer import Tokenizer, load_tokenizer
 from l1_ref.transformer import L1Model
@@ -51,7 +52,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     try:
         with safe_open(path, framework="pt") as file:
             state = (file.metadata() or {}).get("state")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(state) if state else None
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, json.loads(state) if state else None
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"weights must be a whole safetensors file, {path} is not: {error}") from None
 
@@ -272,8 +274,8 @@ def load_gpt2(source: str | Path, n_heads: int | None = None) -> L1Model:
 
 def _download_gpt2(name: str) -> Path:
     repository = name if "/" in name else f"openai-community/{name}"
-    folder = Path.home() / ".cache" / "l1" / repository.replace("/", "--")
-    for file in (CONFIG_FILE, MODEL_FILE):
-        if not (folder / file).is_file():
-            fetch(f"https://huggingface.co/{repository}/resolve/main/{file}", folder / file)
-    return folder
+    path = Path.home() / ".cache" / "l1" / repository.replace("/", "--") / MODEL_FILE
+    if not path.is_file():
+        instead = "give its folder to load_gpt2"
+        fetch(f"https://huggingface.co/{repository}/resolve/main/{MODEL_FILE}", path, None, instead)
+    return path

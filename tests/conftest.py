@@ -1,4 +1,4 @@
-"""What every test shares: the same chance on every run, two threads, and real text where a test asks for it."""
+"""What every test shares: the same chance on every run, one thread, and real text where a test asks for it."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,8 @@ settings.register_profile(
     "l1", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("l1")
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# One thread: the models of the tests are so small that a second one costs more than it gives.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

@@ -114,7 +114,7 @@ def test_attention_weights_equal_a_loop_over_queries(mask):
 
 
 def test_a_fully_masked_query_gives_zeros_and_finite_gradients():
-    q, k, v = inputs = queries_keys_values(T=6)
+    inputs = queries_keys_values(T=6)
     mask = causal_mask(6, 6).logical_and(torch.arange(6)[:, None] != 2)
     y, *gradients = values_and_gradients(lambda q, k, v: scaled_dot_product_attention(q, k, v, mask), inputs)
     assert not y[:, :, 2].any()
@@ -258,7 +258,7 @@ def test_append_returns_all_so_far_and_leaves_the_length_to_the_caller():
 def test_append_refuses_what_does_not_fit(length, T):
     cache = KVCache(TOY, 1)
     cache.length = length
-    with pytest.raises(ValueError, match=rf"room for max_seq_length=8 tokens, got length={length} and T={T} more"):
+    with pytest.raises(ValueError, match=rf"room for max_seq_length=8 tokens, got length={length}.* T={T} more"):
         cache.append(0, *torch.randn(2, 1, 3, T, 4))
     assert cache.length == length
 

@@ -59,7 +59,7 @@ def test_groups_are_made_by_number_of_axes(tie_weights):
     decayed, rest = groups = parameter_groups(model, 0.1)
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim < 2 for p in rest["params"])
-    listed = sum(names_of(model, groups), [])
+    listed = [name for names in names_of(model, groups) for name in names]
     assert sorted(listed) == sorted(name for name, _ in model.named_parameters())  # each once, a tied one too
     assert "embedding.token.weight" in names_of(model, [decayed])[0]
     assert ("head.weight" in listed) == (not tie_weights)

@@ -12,11 +12,12 @@ import pytest
 
 import l1_ref
 from l1_ref import tales
+from l1_ref.grammar import Case, Choice, Grammar, Recall, Step
 from l1_ref.tokenizer import END_OF_TEXT, build_tokenizer
 
 
 @pytest.fixture(scope="module")
-def small() -> tales.Grammar:
+def small() -> Grammar:
     """A language small enough to write out in full, with memory, articles, cases, weights and nested choices."""
     rules = {
         "tale": "{A new colour} {new pet} [met a <friend by pet>[!*3|?]|saw {a new child}, and <end by he>]",
@@ -31,14 +32,14 @@ def small() -> tales.Grammar:
         "bird": "bird; wren, owl",
         "child": "child / he; girl*2 / she; boy, uncle / he",
     }
-    return tales.Grammar(rules, words)
+    return Grammar(rules, words)
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[tuple[str, list[tales.Step]]]:
-    """Twenty thousand tales, each with the choices that wrote it."""
+def drawn() -> list[tuple[str, list[Step]]]:
+    """Twelve thousand tales, each with the choices that wrote it."""
     rng = random.Random(7)
-    return [tales.grammar().generate(rng) for _ in range(20_000)]
+    return [tales.grammar().generate(rng) for _ in range(12_000)]
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +47,18 @@ def corpus() -> list[str]:
     return tales.load_tales("train") + tales.load_tales("validation")
 
 
-def every_choice(sequence: tuple) -> list[tales.Choice]:
+def every_choice(sequence: tuple) -> list[Choice]:
     """All choices below a sequence of parts."""
     found = []
     for part in sequence:
-        if isinstance(part, tales.Choice):
+        if isinstance(part, Choice):
             found += [part, *(choice for option in part.options for choice in every_choice(option.body))]
-        elif isinstance(part, tales.Case):
+        elif isinstance(part, Case):
             found += [choice for body in part.branches.values() for choice in every_choice(body)]
     return found
 
 
-def values(grammar: tales.Grammar) -> dict[str, set[str]]:
+def values(grammar: Grammar) -> dict[str, set[str]]:
     """Every word that each variable can remember."""
     found: dict[str, set[str]] = {}
     for choice in every_choice(grammar.start):
@@ -72,14 +73,13 @@ def leads(sequence: tuple, known: dict[str, set[str]]) -> set[str]:
     first = sequence[0]
     if isinstance(first, str):
         return {first}
-    if isinstance(first, tales.Recall):
-        variable = first.variable.lower()
-        return {first.text({variable: word}) for word in known[variable]}
-    bodies = [o.body for o in first.options] if isinstance(first, tales.Choice) else first.branches.values()
+    if isinstance(first, Recall):
+        return {first.text({first.variable: word}) for word in known[first.variable]}
+    bodies = [o.body for o in first.options] if isinstance(first, Choice) else first.branches.values()
     return {lead for body in bodies for lead in leads(body, known)}
 
 
-def clashes(grammar: tales.Grammar) -> list[tuple[str, str, str]]:
+def clashes(grammar: Grammar) -> list[tuple[str, str, str]]:
     """Options of one choice of which one can begin with all that another begins with."""
     known = values(grammar)
     return [
@@ -94,19 +94,19 @@ def clashes(grammar: tales.Grammar) -> list[tuple[str, str, str]]:
 
 def test_every_choice_is_a_prefix_code_so_every_tale_of_the_language_has_one_derivation():
     # Given the memory, no two options can both match at one place of a text: reading from the left never has a choice.
-    assert len(every_choice(tales.grammar().start)) > 300
+    assert len(every_choice(tales.grammar().start)) > 200
     assert clashes(tales.grammar()) == []
 
 
 def test_the_proof_sees_an_ambiguity_and_so_does_the_parser():
-    grammar = tales.Grammar({"tale": "The [owl|owl and the] [.| owl.]"}, {})
+    grammar = Grammar({"tale": "The [owl|owl and the] [.| owl.]"}, {})
     assert ("tale 1", "owl", "owl and the") in clashes(grammar)
-    twice = tales.Grammar({"tale": "[a|ab][b|bb|c]"}, {})
+    twice = Grammar({"tale": "[a|ab][b|bb|c]"}, {})
     assert len(twice.derivations("abb")) == 2
 
 
 def test_parsing_gives_back_exactly_the_choices_that_wrote_each_tale(drawn):
-    for tale, steps in drawn[:4000]:
+    for tale, steps in drawn[:3000]:
         assert tales.grammar().derivations(tale) == [steps]
 
 
@@ -115,7 +115,8 @@ def test_every_tale_of_the_corpus_has_exactly_one_derivation(corpus):
 
 
 def test_an_ambiguous_tale_is_refused(monkeypatch):
-    monkeypatch.setattr(tales, "grammar", lambda: tales.Grammar({"tale": "[a|ab][b|bb|c]"}, {}))
+    twice = Grammar({"tale": "[a|ab][b|bb|c]"}, {})
+    monkeypatch.setattr(tales, "grammar", lambda: twice)
     with pytest.raises(ValueError, match="one derivation, got 2"):
         tales.log_probability("abb")
 
@@ -134,7 +135,7 @@ def test_small_language_sums_to_one_and_its_entropy_is_the_sum_over_all_texts(sm
 
 
 def test_small_language_is_drawn_as_often_as_it_should_be(small):
-    rng, n = random.Random(3), 50_000
+    rng, n = random.Random(3), 10_000
     counts = Counter(small.generate(rng)[0] for _ in range(n))
     exact = dict(small.texts())
     assert counts.keys() <= exact.keys()
@@ -203,7 +204,7 @@ def test_the_hero_returns_in_every_tale(drawn):
 
 
 def test_weights_choose_as_they_say():
-    grammar = tales.Grammar({"tale": "<pet> [a*3|b]"}, {"pet": "pet; cat*4, dog"})
+    grammar = Grammar({"tale": "<pet> [a*3|b]"}, {"pet": "pet; cat*4, dog"})
     probabilities = dict(grammar.texts())
     assert probabilities == pytest.approx({"cat a": 0.6, "cat b": 0.2, "dog a": 0.15, "dog b": 0.05})
 
@@ -211,12 +212,30 @@ def test_weights_choose_as_they_say():
 @pytest.mark.parametrize("template", ["a [b", "a [b|c", "a ] b", "a {b"])
 def test_a_template_with_loose_brackets_names_its_rule(template):
     with pytest.raises(ValueError, match=r"brackets must match.*'tale'"):
-        tales.Grammar({"tale": template}, {})
+        Grammar({"tale": template}, {})
+
+
+def test_an_empty_option_is_an_error():
+    with pytest.raises(ValueError, match="every option must write something"):
+        Grammar({"tale": "a[|b]"}, {})
+
+
+def test_every_case_has_a_branch_for_every_value_it_can_meet():
+    def cases(sequence: tuple) -> list[Case]:
+        inside = [part.branches.values() for part in sequence if isinstance(part, Case)]
+        inside += [[o.body for o in part.options] for part in sequence if isinstance(part, Choice)]
+        found = [part for part in sequence if isinstance(part, Case)]
+        return found + [case for bodies in inside for body in bodies for case in cases(body)]
+
+    known = values(tales.grammar())
+    found = cases(tales.grammar().start)
+    assert {case.variable for case in found} == tales.grammar().cases
+    assert all(known[case.variable] == set(case.branches) for case in found)
 
 
 def test_a_template_that_names_nothing_is_an_error():
     with pytest.raises(KeyError, match="ghost"):
-        tales.Grammar({"tale": "<ghost>"}, {})
+        Grammar({"tale": "<ghost>"}, {})
 
 
 def test_the_committed_corpus_is_what_the_seed_gives(tmp_path):
@@ -250,11 +269,11 @@ def test_no_tale_of_the_language_is_long():
     def longest(sequence: tuple) -> int:
         total = 0
         for part in sequence:
-            if isinstance(part, str | tales.Recall):
+            if isinstance(part, str | Recall):
                 texts = {part} if isinstance(part, str) else leads((part,), known)
                 total += max(len(re.findall(r"\w+|[^\w\s]+", text)) for text in texts)
             else:
-                ways = [o.body for o in part.options] if isinstance(part, tales.Choice) else part.branches.values()
+                ways = [o.body for o in part.options] if isinstance(part, Choice) else part.branches.values()
                 total += max(longest(body) for body in ways)
         return total
 
@@ -294,3 +313,11 @@ def test_the_module_loads_without_torch():
     code = "import sys, l1_ref.tales; print('torch' in sys.modules, 'tiktoken' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_sizes_that_the_readme_names(corpus):
+    readme = (l1_ref.DATA_DIR / "README.md").read_text(encoding="utf-8")
+    for split, name in tales.FILES.items():
+        size = (l1_ref.DATA_DIR / name).stat().st_size
+        assert f"| `{name}` | {len(tales.load_tales(split)):,} | {size:,} |" in readme
+    assert f"one seed, {tales.SEED}," in readme

@@ -59,7 +59,8 @@ def crash_at(step: int):
 def test_training_learns_a_simple_text(corpus):
     model = new_model(dropout=0.0)
     before = evaluate(model, corpus.validation_batches(16, 8))
-    metrics = train(model, corpus, replace(QUICK, steps=150, batch_size=16, lr_peak=2e-2, warmup_steps=5), progress=False)
+    config = replace(QUICK, steps=150, batch_size=16, lr_peak=2e-2, warmup_steps=5)
+    metrics = train(model, corpus, config, progress=False)
     assert before > 2.5
     assert metrics["validation_loss"] < 0.8
 
@@ -165,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_rate_and_checkpoi
         with torch.no_grad():
             model.norm.weight.fill_(math.nan)
 
-    with pytest.raises(FloatingPointError, match=rf"nan at step 6, learning rate .*{tmp_path.name}"):
+    with pytest.raises(FloatingPointError, match=rf"nan at step 6, rate .*{tmp_path.name}"):
         train(model, corpus, QUICK, tmp_path, on_evaluation=poison, progress=False)
     assert read_checkpoint_state(tmp_path)["step"] == 4
 
@@ -203,7 +204,7 @@ def test_documents_are_trained_on_from_their_beginning():
 
 def test_a_text_that_is_too_short_for_the_context_is_refused():
     tokenizer = CharTokenizer("ab")
-    with pytest.raises(ValueError, match="at least 17 ids to train on .* got 9 and 1"):
+    with pytest.raises(ValueError, match=r"at least 17 ids to train on .* got 9 and 1"):
         train(new_model(), make_corpus(["ab" * 5], tokenizer), QUICK, progress=False)
 
 

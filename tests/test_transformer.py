@@ -1,7 +1,6 @@
 """Blocks and the whole model: formulas, sizes, initial values, causality, and the cache against no cache."""
 
 import math
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -383,15 +382,14 @@ ids = torch.randint(23, (3, 9))
 with torch.no_grad():
     for p in model.parameters():
         p.normal_(std=0.1)
-    torch.testing.assert_close(torch.compile(model, backend={backend!r})(ids), model(ids), rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(ids), model(ids), rtol=1e-4, atol=1e-5)
 """
 
 
-def test_a_compiled_model_gives_the_same_logits():
-    # Where there is no C++ compiler, the graph that would be compiled is run as it is. In a process of its own: the
-    # compiler cannot look through the hook on annotations.
-    backend = "inductor" if any(map(shutil.which, ("g++", "clang++", "cl"))) else "aot_eager"
+def test_the_compiler_sees_the_whole_model_as_one_graph_with_the_same_logits():
+    # In a process of its own: the compiler cannot look through the hook on annotations. The graph is run as it was
+    # captured, so that no C++ compiler is needed and the test takes seconds, not a minute.
     root = Path(__file__).resolve().parents[1]
-    code = COMPILED.format(backend=backend)
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", COMPILED], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

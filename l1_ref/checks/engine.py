@@ -7,6 +7,7 @@ gradients, and whether an input was changed. A mistake whose observations equal 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from l1_ref.checks import marks, messages
 from l1_ref.checks.compare import Failure, largest_difference, same
-from l1_ref.checks.observe import Inputs, Observation, copies, observe_call
+from l1_ref.checks.observe import Inputs, Observation, apart, copies, observe_call
 
 Place = tuple[int, str]  # the index of a probe, the name of something seen
 _MISSING = object()
@@ -30,6 +31,7 @@ class Probe:
         axes: Names of the output's axes, such as "B T V".
         gradient: Whether gradients are compared too.
         edge: Whether these are extreme inputs; a mistake is first told by its answers to ordinary ones.
+        tolerance: Largest absolute difference allowed here; the exercise's own where None.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Probe:
     axes: str = ""
     gradient: bool = True
     edge: bool = False
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Verdict:
         return self.state in ("solved", "given")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exercise:
     """One blank of a notebook, and all that is needed to judge what is written there.
 
@@ -146,7 +149,7 @@ class Exercise:
             return Verdict("given", messages.given(self.name))
         if not callable(candidate):
             return Verdict("wrong", messages.not_callable(self.name, candidate))
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with apart():
             return self._judge(candidate, seed)
 
     def _judge(self, candidate: Callable, seed: int) -> Verdict:
@@ -163,7 +166,7 @@ class Exercise:
             return Verdict("wrong", messages.unexplained(self, self._inputs(seed), expected, got, case, broken))
         mistakes, gap, ordinary_only = found
         # The picture of a mistake is an answer, where there is one, not an exception.
-        shown = next((c for c in self._differences(expected, got) if not isinstance(got[c[0]][c[1]], Failure)), case)
+        shown = next((place for place in self._differences(expected, got) if _is_value(got, *place)), case)
         return Verdict(
             "wrong",
             messages.explained(self, self._inputs(seed), expected, got, shown, mistakes, gap, ordinary_only),
@@ -188,8 +191,9 @@ class Exercise:
     ) -> Iterator[Place]:
         """Yield the index of the probe and the name of the value for all that differs."""
         for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            allowed = max(tolerance or 0.0, self.probes[index].tolerance or self.tolerance)
             for name in x | y:
-                if not same(x.get(name, _MISSING), y.get(name, _MISSING), tolerance or self.tolerance):
+                if not same(x.get(name, _MISSING), y.get(name, _MISSING), allowed):
                     yield index, name
 
     def _broken_rule(self, candidate: Callable, seed: int, index: int | None) -> tuple[str, int] | None:
@@ -210,44 +214,47 @@ class Exercise:
         Returns:
             The mistakes, the largest difference left, and whether only ordinary probes are explained; or None.
         """
-        versions = [(m, version) for m in self.mistakes for version in (m.wrong, *m.versions)]
-        for mistake, version in versions:
-            if self._behaves_as(version, got, seed, mistake.tolerance):
-                return (mistake,), _gap(self.observations(version, seed), got), False
-        suspects = [self._suspect(mistake, version, expected, got, seed) for mistake, version in versions]
+        suspects = _suspects(self, seed)
+        for s in suspects:
+            if not any(self._differences(s.seen, got, s.mistake.tolerance)):
+                return (s.mistake,), _gap(s.seen, got), False
+        unlike = [set(self._differences(s.seen, got, s.mistake.tolerance)) for s in suspects]
         ordinary = [i for i, probe in enumerate(self.probes) if not probe.edge]
         if any(i in ordinary for i, _ in self._differences(expected, got)):
-            for s in suspects:
-                if not any(i in ordinary for i, _ in s.unlike):
+            for s, places in zip(suspects, unlike, strict=True):
+                if not any(i in ordinary for i, _ in places):
                     return (s.mistake,), _gap([s.seen[i] for i in ordinary], [got[i] for i in ordinary]), True
-        for a, b in combinations((s for s in suspects if s.mistake.tolerance is None), 2):
+        exact = [(s, places) for s, places in zip(suspects, unlike, strict=True) if s.mistake.tolerance is None]
+        for (a, unlike_a), (b, unlike_b) in combinations(exact, 2):
             # Each thing seen is as one of the two makes it; where only one changes it, as that one does.
-            alone = a.unlike & (a.changes - b.changes) or b.unlike & (b.changes - a.changes)
-            if a.mistake is not b.mistake and not (a.unlike & b.unlike or alone):
+            alone = unlike_a & (a.changes - b.changes) or unlike_b & (b.changes - a.changes)
+            if a.mistake is not b.mistake and not (unlike_a & unlike_b or alone):
                 return (a.mistake, b.mistake), None, False
         return None
-
-    def _behaves_as(self, version: Callable, got: list[Observation], seed: int, tolerance: float | None) -> bool:
-        """Say whether a wrong version does all that the reader's code does, looking no further than needed."""
-        for probe, inputs, seen in zip(self.probes, self._inputs(seed), got, strict=True):
-            if any(self._differences([self.observe(version, inputs, probe.gradient, seed)], [seen], tolerance)):
-                return False
-        return True
-
-    def _suspect(self, mistake: Mistake, version: Callable, expected, got, seed: int) -> "_Suspect":
-        seen = self.observations(version, seed)
-        unlike = set(self._differences(seen, got, mistake.tolerance))
-        return _Suspect(mistake, seen, unlike, set(self._differences(expected, seen)))
 
 
 @dataclass(frozen=True)
 class _Suspect:
-    """A wrong version: what it does, where that is unlike the reader's code, and where it is unlike the reference."""
+    """A wrong version: what it does, and where that is unlike the reference."""
 
     mistake: Mistake
     seen: list[Observation]
-    unlike: set[Place]
     changes: set[Place]
+
+
+@lru_cache(maxsize=64)
+def _suspects(exercise: Exercise, seed: int) -> list[_Suspect]:
+    """Run all wrong versions; they are kept, so that the next wrong answer is judged at once."""
+    expected, found = exercise.observations(exercise.reference, seed), []
+    for mistake in exercise.mistakes:
+        for version in (mistake.wrong, *mistake.versions):
+            seen = exercise.observations(version, seed)
+            found.append(_Suspect(mistake, seen, set(exercise._differences(expected, seen))))
+    return found
+
+
+def _is_value(seen: list[Observation], index: int, name: str) -> bool:
+    return name in seen[index] and not isinstance(seen[index][name], Failure)
 
 
 def _gap(a: list[Observation], b: list[Observation]) -> float:

@@ -1,6 +1,7 @@
 """Run code on inputs and record all that can be seen from outside, as a flat dict: an observation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,19 @@ from l1_ref.checks.compare import Failure, same
 
 Inputs = dict[str, Any]
 Observation = dict[str, Any]
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Keep what runs here apart from the reader's session: its random numbers, gradient mode and threads."""
+    n_threads = torch.get_num_threads()
+    # The inputs are tiny: more threads would only wait for each other.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def observe_call(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
@@ -27,11 +41,14 @@ def observe_call(candidate: Callable, inputs: Inputs, gradient: bool, seed: int)
         output = candidate(*given.values())
     except Exception as error:
         return {"output": Failure(error)}
-    seen = {"output": _detached(output)}
+    seen, unchanged = {"output": _detached(output)}, True
     for name, value in inputs.items():
         if isinstance(value, Tensor | list | dict | set):
-            seen[f"the input {name}"] = "as it was" if same(value, given[name], 0.0) else "changed in place"
-    if gradient and "changed in place" not in seen.values():
+            kept = same(value, given[name], 0.0)
+            seen[f"the input {name}"] = "as it was" if kept else "changed in place"
+            unchanged = unchanged and kept
+    # Behind a NaN, gradients are NaN in places that depend on style: they tell nothing more.
+    if gradient and unchanged and not (_is_float(output) and output.isnan().any()):
         seen |= _gradients(candidate, inputs, seed)
     return seen
 
@@ -60,7 +77,7 @@ def _gradients(candidate: Callable, inputs: Inputs, seed: int) -> Observation:
         if not (_is_float(output) and output.requires_grad):
             return {f"the gradient of {name}": None for name in leaves}
         weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        gradients = torch.autograd.grad(output, list(leaves.values()), weights.to(output), allow_unused=True)
+        gradients = torch.autograd.grad((output * weights.to(output)).sum(), list(leaves.values()), allow_unused=True)
     except Exception as error:
         return {f"the gradient of {name}": Failure(error) for name in leaves}
     return {f"the gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}

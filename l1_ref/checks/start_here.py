@@ -50,16 +50,17 @@ _PROBES = (
     Probe("four axes, the first", _scores(2, 3, 2, 4, dim=0), "V B H T"),
     Probe("four axes, the last", _scores(2, 3, 4, 4, dim=3), "B H T S"),
     Probe("float64 in, float64 out", _scores(2, 3, dim=-1, dtype=torch.float64), "B V"),
-    Probe("-inf where a position is masked", _masked, "B T S"),
-    Probe("rows far apart", _apart, "B V", edge=True),
-    Probe("scores near 10000", _scores(2, 5, dim=1, offset=1e4), "B V", edge=True),
-    Probe("scores near -10000", _scores(2, 5, dim=1, offset=-1e4), "B V", edge=True),
+    Probe("-inf where a position is masked", _masked, "B T S", edge=True),
+    # Between scores near 10000 float32 leaves gaps of 0.001, and right answers differ by as much.
+    Probe("rows far apart", _apart, "B V", edge=True, tolerance=1e-3),
+    Probe("scores near 10000", _scores(2, 5, dim=1, offset=1e4), "B V", edge=True, tolerance=2e-3),
+    Probe("scores near -10000", _scores(2, 5, dim=1, offset=-1e4), "B V", edge=True, tolerance=2e-3),
     Probe("one score far above the rest", _spread, "B V", edge=True),
 )
 
 
 def _sums_to_one(candidate, x: Tensor, dim: int) -> bool:
-    return torch.allclose(candidate(x, dim).sum(dim), torch.ones((), dtype=x.dtype), atol=1e-4)
+    return torch.allclose(candidate(x, dim).sum(dim), torch.ones((), dtype=x.dtype), atol=5e-3)
 
 
 def _is_probability(candidate, x: Tensor, dim: int) -> bool:
@@ -73,7 +74,7 @@ _PROPERTIES = (
     Property("the entries along dim sum to 1", _sums_to_one),
     Property(
         "adding one number to every score changes nothing",
-        lambda f, x, dim: torch.allclose(f(x + 2, dim), f(x, dim), atol=2e-3),
+        lambda f, x, dim: torch.allclose(f(x + 2, dim), f(x, dim), atol=5e-3),
     ),
 )
 
@@ -259,6 +260,7 @@ _MISTAKES = (
         "precision is lost: rounding, or a 16-bit type inside",
         "small probabilities vanish, and errors add up over many layers.",
         lambda x, dim: softmax(x.half(), dim).to(x.dtype),
+        (lambda x, dim: softmax(x, dim).round(decimals=2),),
         tolerance=6e-3,
     ),
 )
@@ -304,7 +306,7 @@ TEMPERED_SOFTMAX = Exercise(
         Probe("a batch, hot", _logits(2, 5, temperature=3.0), "B V"),
         Probe("temperature 1", _logits(2, 5, temperature=1.0), "B V"),
         Probe("three axes", _logits(2, 3, 4, temperature=0.7), "B T V"),
-        Probe("very cold", _logits(2, 5, temperature=0.01), "B V", edge=True),
+        Probe("very cold", _logits(2, 5, temperature=0.01), "B V", edge=True, tolerance=1e-3),
     ),
     mistakes=(
         Mistake(

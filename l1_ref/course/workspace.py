@@ -1,6 +1,9 @@
 """The reader's workspace: a folder with the blank notebooks and the progress made in them."""
 
 import os
+import subprocess
+import sys
+import webbrowser
 from pathlib import Path
 
 from l1_ref.checks import marks, progress_table
@@ -64,3 +67,34 @@ def _next_notebook(folder: Path) -> str:
     done = {"solved", "given"}
     unfinished = [row.notebook for row in progress_table(folder) if row.state not in done]
     return next((name for name in sources.names() if name in unfinished), sources.names()[0])
+
+
+def open_lab(notebook: Path) -> int:
+    """Run JupyterLab on a notebook until the reader ends it; where there is no browser, its address is printed.
+
+    Args:
+        notebook: In a workspace, which becomes JupyterLab's root folder.
+
+    Returns:
+        JupyterLab's exit status.
+    """
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebook.parent.resolve()}"]
+    if not _has_browser():
+        command.append("--no-browser")
+        print("no browser here: open the address that JupyterLab prints below; Ctrl-C ends it", flush=True)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # a container's only user, as a rule
+    try:
+        return subprocess.run([*command, notebook.name], cwd=notebook.parent).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def _has_browser() -> bool:
+    if os.environ.get("CI") or (sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}):
+        return False
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True

@@ -61,6 +61,7 @@ for piece in stream_text(tokenizer, tale):
 # The next cell writes twelve tokens, and always takes the likeliest. Watch the bars: at some places nearly everything
 # is open, at others only one token fits.
 
+
 # %%
 def next_tokens(text, n_shown=8):
     """Return the likeliest next tokens and their probabilities."""
@@ -140,6 +141,7 @@ print(f"validation loss {loss:.3f}, floor {floor:.3f}: {100 * (loss - floor) / f
 #
 # A wrong answer is not just refused. The check looks for the mistake that explains what your code does, and names it.
 # Here somebody took one function for another:
+
 
 # %% tags=["raises-exception", "nbval-ignore-output"]
 def guess(x, dim):
@@ -235,6 +237,7 @@ print("   and divided by their sum:", torch.exp(high) / torch.exp(high).sum())
 #
 # </details>
 
+
 # %% tags=["exercise"] name="softmax" points=1
 def softmax(x, dim):
     """Turn scores into probabilities along one axis.
@@ -271,6 +274,7 @@ print("likeliest tokens as before:", torch.equal(mine.argmax(-1), logits.argmax(
 #
 # The function below is meant to do that. It is broken. Nothing crashes, and each row still sums to 1.
 
+
 # %% tags=["nbval-ignore-output"]
 def broken(logits, temperature):
     """Turn scores into probabilities, sharper below temperature 1 and flatter above it."""
@@ -290,6 +294,7 @@ plots.show(plots.probabilities(["the", "a", "one", "her", "my"], panels_of(broke
 # one sentence what it does wrong, and write the mended version here.
 #
 # Difficulty: easy. About 5 minutes. Hints: `checks.hint("tempered_softmax")`.
+
 
 # %% tags=["exercise"] name="tempered_softmax" points=1
 def tempered_softmax(logits, temperature):
