@@ -1,5 +1,6 @@
 """The command `l1`: train on a text, talk to what was trained, and keep a workspace of the course."""
 
+import os
 import re
 import sys
 from dataclasses import fields
@@ -57,21 +58,26 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train the reference on texts, and leave a run that `l1 generate` talks to."""
-    given = {field.name: locals().get(field.name) for field in fields(TrainingConfig)} | {"compile": compile_}
-    training = {name: value for name, value in given.items() if value is not None}
+    options = locals() | {"compile": compile_}
+    names = [field.name for field in fields(TrainingConfig)]
+    training = {name: options[name] for name in names if options.get(name) is not None}
     texts, model_settings = _sort_arguments(files or [], settings or [])
     default = Path("runs") / (Path(texts[0]).stem if texts else "tales")
     folder = out_folder or default
     spec = RunSpec(texts, tokenizer, preset, model_settings, training)
     _announce(folder, resume)
-    metrics = train_run(spec, folder, resume=resume, device=_device(device), say=out.print)
+    try:
+        metrics = train_run(spec, folder, resume=resume, device=_device(device), say=out.print)
+    except KeyboardInterrupt as stop:  # here, because Typer would swallow where the run stopped
+        print(f"{stop}; go on with: l1 train --resume --out {folder}", file=sys.stderr)
+        raise typer.Exit(130) from None
     _report(metrics, folder)
 
 
 def _sort_arguments(files: list[str], settings: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Tell texts from `field=value`, so that one --set may be followed by several fields."""
     looks_like = re.compile(r"[A-Za-z_]+=[^/\\]*")
-    trailing = [text for text in files if looks_like.fullmatch(text) and not Path(text).exists()]
+    trailing = [text for text in files if looks_like.fullmatch(text) and not os.path.exists(text)]
     known = {field.name for field in fields(L1Config)}
     values: dict[str, Any] = {}
     for setting in settings + trailing:
@@ -202,9 +208,6 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'stopped'}", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ WORDS = {
         sleepy / yawned
         grumpy / grumbled
         clever, quiet / said""",
-    "adj": """adj; old*2, little*2, windy, lonely, sunny, crooked, misty, muddy, famous, green, white, red, blue, black,
-        grey""",
+    "adj": "adj; old*2, windy, lonely, sunny, crooked, misty, famous, little, quiet, grand",
     "place": "place; bridge, mill, barn, orchard, tower, market, forest, church, canal, station, school, well",
     "quirk": """
         quirk / habit
@@ -51,7 +50,7 @@ WORDS = {
     "how": "how; sadly, kindly, slowly, crossly, proudly, politely, gladly, wisely, at last, at once",
     "manner": "manner; sadly, kindly, slowly, crossly, proudly, politely, gladly, wisely",
     "oh": "oh; Oh dear, Oh no, Oh my, I see, How odd, Oh well, Well, Quite",
-    "look": """look; thin, round, tall, odd, sad, muddy, polite, spotted, old, little, famous, lonely, shy, brave,
+    "look": """look; thin, round, tall, odd, sad, muddy, polite, old, little, famous, lonely, shy, brave,
         gloomy, sleepy, grumpy, merry, clever, timid""",
     "small": """
         animal / says
@@ -68,8 +67,7 @@ WORDS = {
         pig / chew / grunted""",
     "person": "person; baker, miller, postman, teacher, doctor, farmer, mayor, captain, barber",
     "court": "court; king, queen, cook",
-    "colour": """colour; red*2, blue*2, green*2, yellow, white, black, pink, orange, spotted, grey, old, little, muddy,
-        round""",
+    "colour": "colour; red*2, blue*2, green*2, yellow, white, black, pink, orange, spotted, striped, silver",
     "wear": """
         wear / cold
         sock, boot, slipper / one cold foot
@@ -125,16 +123,16 @@ RULES = {
     "name girl": "{new girl's name}",
     "name boy": "{new boy's name}",
     "when": "One <weather> <time>[,| in <season>,]",
-    "by": "[behind|beside|near|outside|beyond]",
+    "by": "[behind|beside|near|by|beyond]",
     # A lost thing is found, with somebody in it.
     "lost": """lost {his} {new colour} {new wear}. {He} looked [under|behind|inside] the [bed|stairs|kettle],
         [under|behind|inside] the [clock|door|cow] and [in the soup|down the well|on the roof]. ¶ {A new look}
-        {new small} was [hiding|eating|reading|cooking] in it, with <n> <colour> <things>. "This is my {new house}
-        now," {says} the {animal} <how>. "{new meal} is at {new n}." ¶ "<oh>," {said} {hero} <how>. Now {he} has
-        {cold}, and {tea} every <day> at {n}.""",
+        {new small} was [hiding|eating|reading|cooking] in it, <by> the {place}. "This is my {new house} now,"
+        {says} the {animal} <how>. "{new meal} is at {new n}." ¶ "<oh>," {said} {hero} <how>. Now {he} has {cold},
+        and {tea} every <day> at {n}.""",
     # A journey, and what came home.
-    "journey": """took <n> <colour> <things>, {a new colour} {new wear} and {a new look} {new big} {new goal}. They
-        walked for <n> days [in the rain|under the stars|without a map]. ¶ <sight by goal>""",
+    "journey": """took <n> <things>, {a new colour} {new wear} and {a new look} {new big} {new goal}. They walked
+        for <n> days [in the rain|under the stars|without a map]. ¶ <sight by goal>""",
     "sight sea": """The sea was [round|little|cold] and [muddy|grey|old]. "Who [left it on|lost it|needs it]?"
         {says} the {animal} <how>. "<oh>," {said} {hero} <manner>. ¶ They took a little sea home in the {colour}
         {wear}. It lives in <a colour> [cup|bucket|kettle] now, and every <day> it has [waves|rain|<n> fish].""",
@@ -142,8 +140,8 @@ RULES = {
         it," {says} the {animal} <how>. "<oh>," {said} {hero} <manner>. ¶ They lost the {colour} {wear} and ran
         <manner> until the {place} was big again.""",
     # Good manners would have been worse.
-    "crumbs": """cooked <a colour> [pie*2|cake*2|bun]. {A new look} {new big} ate <n> bits, the <look> <person> ate <n>
-        and the <court> took the rest. ¶ [Hungry|Sad|Cross], {he} went to look for <n> <things> in the
+    "crumbs": """cooked <a colour> [pie*2|cake*2|bun]. {A new look} {new big} ate <n> bits, the <look> <person> ate
+        <n> and the <court> took the rest. ¶ [Hungry|Sad|Cross], {he} went to look for <n> <things> in the
         [forest|fog|dark|snow], and got lost. But the {animal} had gone that way, and it was a muddy eater. {hero}
         followed the crumbs for <n> hours, <by> the {place}, to {his} own [door|bed|kitchen]. ¶ On <day> {he} cooked
         <n> more. "Drop [a little|some|it all]," {said} {hero} <how>.""",
@@ -156,13 +154,13 @@ RULES = {
     # The prize goes to the thief.
     "prize": """That [year|<season>] there was {a new colour} {new medal} for the {new best} {new crop}. {hero} grew
         one like a [cow|boat|house|bed|drum|moon|hat]. ¶ At night {a new look} {new big} ate it, and <n> <things>,
-        and <n> <colour> <goods>. "<oh>," {said} {hero} <how>, and took the {animal} instead. ¶ The <look>
+        and <n> <goods>. "<oh>," {said} {hero} <how>, and took the {animal} to the {place} instead. ¶ The <look>
         {new person} looked at it <n> times. "That is the {best} {crop} I have [seen|met]," said the {person} <how>.
         It won the {colour} {medal}, and ate that too.""",
     # Two fears meet.
     "dark": """{He} was afraid of the dark. One <night> night something {new noise} <manner> {new nook}. {hero} lit
-        {a new colour} {new lamp}. It was {a new look} {new small} with <n> <things>. "Put it out," {says} the
-        {animal} <how>. "I am afraid of the light." ¶ They talked <manner> until {new n}. Then they hung
+        {a new colour} {new lamp}. It was {a new look} {new small} with [some|too many] <things>. "Put it out,"
+        {says} the {animal} <how>. "I am afraid of the light." ¶ They talked <manner> until {new n}. Then they hung
         {a new colour} {new wear} on the {lamp}. It was not dark, and not light. ¶ Now, every night at {n},
         something {does} {nook}, and {hero} {does} back.""",
     # A rescue nobody asked for.
@@ -172,16 +170,16 @@ RULES = {
         "It got out <manner>," {said} {hero}. "It must be [wet|cold|hungry|cross]," said the {animal}. ¶ They hung
         {a new colour} {new wear} <by> the {place}. In the morning it [was wet|was gone|had <n> <things> in it].""",
     # A guest comes back.
-    "snow": """When [the snow|winter] came, {he} built a snowman with {new n} {new colour} {new things} and gave it
-        {a new look} {new wear}. ¶ On <day> the [sun|spring|rain] came. "[I must go|My feet are wet|I am late],"
-        said the snowman <how>. "Keep my {wear}." Soon there was nothing but {n} {colour} {things}. {hero} put the
-        {look} {wear} in <a colour> {new box}. ¶ On the night of the next snow, somebody {new noise} <manner> at the
+    "snow": """When [the snow|winter] came, {he} built a snowman <by> the {place}, with {new n} {new things} and
+        {a new colour} {new wear}. ¶ On <day> the [sun|spring|rain] came. "[I must go|My feet are wet|I am late],"
+        said the snowman <how>. "Keep my {wear}." Soon there was nothing but {n} {things}. {hero} put the {colour}
+        {wear} in <a colour> {new box}. ¶ On the night of the next snow, somebody {new noise} <manner> at the
         [window|door|gate]. "<oh>," {said} {hero} <how>, and ran to the {box}.""",
     # A promise is kept.
     "repaid": """met {a new look} {new big} under a [gate|net|drum|bucket]. {He} pulled for <n> hours. "I will help
-        you," {says} the {animal} <how>, "{new promise}." ¶ After <n> [days|weeks|years] somebody locked {hero} in the
-        [barn|mill|church|school|tower|kitchen] with <n> <colour> <goods>. "<oh>," {said} {hero} <how>. {came}. The
-        {look} {animal} <rescue by skill>.""",
+        you," {says} the {animal} <how>, "{new promise}." ¶ After <n> [days|weeks|years] somebody locked {hero} in
+        the [barn|mill|church|school|tower|kitchen] with <n> <colour> <goods>. "<oh>," {said} {hero} <how>. {came}.
+        The {animal} <rescue by skill>.""",
     "rescue dig": "dug under the [bed|stairs|door] for <n> hours",
     "rescue wing": "came in at the window with <n> keys",
     "rescue chew": "ate the door and <n> <goods>",
@@ -199,8 +197,8 @@ RULES = {
         the {person} and the {animal} came to help {him} eat the {food}.""",
     # A broken thing mended, almost.
     "mended": """{a new machine} broke, and the <look> {new person} was [cross|sad|late]. {hero} mended it with <n>
-        <things>, <n> <colour> <goods> and [some|a little] [soup|snow|rain]. ¶ It {fault}. "<oh>," said the
-        {person} <how>. "Wait until {new day}," {said} {hero}. ¶ By {day}, <result by machine>.""",
+        <things>, <n> <colour> <goods> and [some|a little] [soup|snow|rain]. ¶ It {fault}. "<oh>," said the {person}
+        <how>. "Wait until {new day}," {said} {hero}. ¶ By {day}, <result by machine>.""",
     "result clock": "supper came before [dinner|tea], and nobody minded",
     "result kettle": "<n> [hens|ducks|pigs] had come to [tea|supper|dinner]",
     "result umbrella": "the {person} grew <n> <things> in it",

@@ -176,9 +176,9 @@ def test_a_tale_that_was_tampered_with_is_not_in_the_language(drawn):
 
 
 def test_a_colour_remembered_wrongly_is_not_in_the_language(drawn):
-    snow = next(tale for tale, _ in drawn if "snowman with" in tale)
-    n, colour, things = re.search(r"snowman with (\w+) (\w+) (\w+) and", snow).groups()
-    end = snow.rindex(f"{n} {colour} {things}")
+    snow = next(tale for tale, _ in drawn if "built a snowman" in tale)
+    colour, wear = re.search(r" and an? (\w+) (\w+)\.\n", snow).groups()
+    end = snow.rindex(f"{colour} {wear}")
     wrong = "red" if colour != "red" else "blue"
     changed = snow[:end] + snow[end:].replace(colour, wrong, 1)
     assert changed != snow and tales.log_probability(changed) == -math.inf

@@ -112,7 +112,7 @@ def _texts(expected: Any, got: Any, axes: str, same_type: bool) -> tuple[str, st
 
 def _wrong_axes(expected: Tensor, got: Tensor, axes: str) -> str:
     if expected.ndim != got.ndim:
-        return f"shape: {expected.ndim} axes expected, {got.ndim} came back"
+        return f"shape: the number of axes must be {expected.ndim}, not {got.ndim}"
     names = axes.split() or [f"axis {i}" for i in range(expected.ndim)]
     wrong = [
         f"{name} must be {size}, not {other}"

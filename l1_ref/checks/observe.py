@@ -70,6 +70,8 @@ def _detached(value: Any) -> Any:
 
 def _gradients(candidate: Callable, inputs: Inputs, seed: int) -> Observation:
     leaves = {k: v.clone().requires_grad_() for k, v in inputs.items() if _is_float(v)}
+    if not leaves:
+        return {}
     try:
         torch.default_generator.manual_seed(seed)
         # Clones, so that code which writes into its input meets an ordinary tensor, not a leaf.

@@ -83,7 +83,7 @@ def with_regions(source: str) -> str:
         # The region begins right after the docstring, so that comments above the first statement are inside.
         first = function.body[0].end_lineno if documented else _header_end(lines, function)
         last = body[-1].end_lineno
-        if body[0].lineno <= first:
+        if lines[body[0].lineno - 1][: body[0].col_offset].strip():
             raise ValueError(f"the body of {function.name} must stand on lines of its own")
         indent = " " * body[0].col_offset
         lines[first:last] = [indent + _BEGIN, *lines[first:last], indent + _END]

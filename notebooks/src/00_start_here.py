@@ -58,8 +58,8 @@ for piece in stream_text(tokenizer, tale):
 # The model never picks a token. For each token of its vocabulary it gives a number, a *score* (a *logit*). The function
 # `softmax` turns all scores into probabilities. Then a token is drawn by these chances.
 #
-# The next cell writes twelve tokens, and always takes the likeliest. Watch the bars: at some places nearly everything
-# is open, at others only one token fits.
+# The next cell writes twelve tokens, and always takes the likeliest. Watch the bars: at some places many tokens fit, at
+# others only one. (␣ is a space: most tokens begin with one.)
 
 
 # %%
@@ -76,18 +76,27 @@ def next_tokens(text, n_shown=8):
 text, slot = beginning, plots.Slot()
 for _ in range(12):
     tokens, chances = next_tokens(text)
-    picture = plots.probabilities(tokens, chances, f"{text[-44:]} …")
+    picture = plots.probabilities(tokens, chances, "… " + " ".join(text.split()[-6:]) + " …")
     alt = f"Bars: after '{text}', the likeliest next token is '{tokens[0]}' with probability {chances[0]:.2f}."
     plots.show(picture, alt=alt, slot=slot)
     text += tokens[0]
 print(text)
 
 # %% [markdown]
+# Here is a single place, right after the first article. Which words could come next in a tale?
+
+# %% tags=["nbval-ignore-output"]
+place = beginning + " a"
+tokens, chances = next_tokens(place, n_shown=12)
+alt = f"Bars: after '{place}', the twelve likeliest tokens share {chances.sum():.2f}; the first is '{tokens[0]}'."
+plots.show(plots.probabilities(tokens, chances, f"{place} …"), alt=alt)
+
+# %% [markdown]
 # ## How it learned
 #
-# Training asks one question over and over: which probability did you give to the token that really came next? The *loss*
-# is minus the logarithm of that probability, averaged. A sure and right answer costs 0. A model that knows nothing spreads
-# its chances evenly over all V tokens, and pays the logarithm of V.
+# Training asks one question over and over: which probability did you give to the token that really came next? The
+# *loss* is minus the logarithm of that probability, averaged. A sure and right answer costs 0. A model that knows
+# nothing spreads its chances evenly over all V tokens, and pays the logarithm of V.
 
 # %%
 print(f"knowing nothing: {math.log(tokenizer.vocab_size):.2f} nats per token")
@@ -135,21 +144,21 @@ print(f"validation loss {loss:.3f}, floor {floor:.3f}: {100 * (loss - floor) / f
 #
 # ## How a blank works
 #
-# An exercise is a cell with `raise NotImplementedError("not written yet")` in it. Write your code in place of that line.
-# The cell below it is the check. It runs your code on many inputs and compares it with `l1_ref`, the course's own
-# version. There is no need to write it as we did: every right answer passes.
+# An exercise is a cell with `raise NotImplementedError("not written yet")` in it. Write your code in place of that
+# line. The cell below it is the check. It runs your code on many inputs and compares it with `l1_ref`, the course's
+# own version. There is no need to write it as we did: every right answer passes.
 #
 # A wrong answer is not just refused. The check looks for the mistake that explains what your code does, and names it.
-# Here somebody took one function for another:
+# Here somebody took one function for another. (`diagnose` gives the message alone, and counts nothing as a try.)
 
 
-# %% tags=["raises-exception", "nbval-ignore-output"]
+# %%
 def guess(x, dim):
     """A wrong answer to the exercise below."""
     return torch.sigmoid(x)
 
 
-checks.softmax(guess)
+print(checks.softmax.diagnose(guess).text)
 
 # %% [markdown]
 # Four lines that help:
@@ -232,8 +241,8 @@ print("   and divided by their sum:", torch.exp(high) / torch.exp(high).sum())
 #
 # <details><summary>Hint 3</summary>
 #
-# Plan: take x.amax(dim, keepdim=True) from x, without changing x itself; exp of that; divide by its sum along dim, again
-# with keepdim=True.
+# Plan: take x.amax(dim, keepdim=True) from x, without changing x itself; exp of that; divide by its sum along dim,
+# again with keepdim=True.
 #
 # </details>
 
@@ -290,8 +299,8 @@ alt = "Three bar charts of the broken function: flat at temperature 0.5, sharper
 plots.show(plots.probabilities(["the", "a", "one", "her", "my"], panels_of(broken)), alt=alt)
 
 # %% [markdown]
-# Look at the picture before you look at the code. What should the right-hand panel look like? Then find the line, say in
-# one sentence what it does wrong, and write the mended version here.
+# Look at the picture before you look at the code. What should the right-hand panel look like? Then find the line, say
+# in one sentence what it does wrong, and write the mended version here.
 #
 # Difficulty: easy. About 5 minutes. Hints: `checks.hint("tempered_softmax")`.
 
@@ -331,8 +340,8 @@ plots.show(plots.probabilities(["the", "a", "one", "her", "my"], panels_of(tempe
 # - Loss is minus the logarithm of the probability given to what really came. The entropy floor is the best there is.
 # - Temperature divides the scores.
 #
-# Softmax comes back in notebook 03, at the heart of attention, and temperature in notebook 08. Next is 01, tokens: where
-# do the model's numbers come from?
+# Softmax comes back in notebook 03, at the heart of attention, and temperature in notebook 08. Next is 01, tokens:
+# where do the model's numbers come from?
 
 # %%
 checks.progress()

@@ -1,0 +1,104 @@
+"""The notebooks: built ones match their sources, blank ones run, and the numbers in their prose hold.
+
+The complete editions are run again and compared by nbval, outside this file: pytest --nbval notebooks.
+"""
+
+import math
+import re
+
+import nbformat
+import pytest
+import torch
+
+import l1_ref
+from l1_ref import checks
+from l1_ref.course import build, sources
+from l1_ref.course.blank import load_blank
+
+NAMES = sources.names()
+
+
+def errors(notebook):
+    """Return (cell, error output) for each error."""
+    return [(c, o) for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
+
+
+def prose(name):
+    cells = sources.load(name).cells
+    return " ".join(" ".join(cell.source for cell in cells if cell.cell_type == "markdown").split())
+
+
+def test_the_built_notebooks_match_their_sources():
+    assert NAMES[0] == "00_start_here"
+    assert build.check_built() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_blank_edition_runs_with_nothing_but_blanks(name, tmp_path):
+    notebook = build.run(load_blank(name), allow_errors=True, folder=tmp_path)
+    surprises = [
+        (cell.source, output.evalue)
+        for cell, output in errors(notebook)
+        if "raises-exception" not in sources.tags(cell) and "not written yet" not in output.evalue
+    ]
+    assert surprises == []
+    unwritten = {cell.metadata["name"] for cell, _ in errors(notebook) if "check" in sources.tags(cell)}
+    exercises = {cell.metadata["name"] for cell in notebook.cells if "exercise" in sources.tags(cell)}
+    assert unwritten == {f"{exercise}-check" for exercise in exercises}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_every_exercise_given_a_blank_edition_runs_clean(name, tmp_path):
+    notebook = load_blank(name)
+    for cell in notebook.cells:
+        if "exercise" in sources.tags(cell):
+            exercise = cell.metadata["name"]
+            cell.source = f'{exercise} = checks.give("{exercise}")'
+    build.run(notebook, folder=tmp_path)
+    texts = [cell.outputs[0].text for cell in notebook.cells if "check" in sources.tags(cell)]
+    assert texts and all("given" in text for text in texts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_exercise_has_its_check_and_belongs_to_its_notebook(name):
+    exercises = [c.metadata["name"] for c in sources.load(name).cells if "exercise" in sources.tags(c)]
+    assert exercises == [each.name for each in checks.EXERCISES.values() if each.notebook == name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_complete_edition_holds_no_progress_and_no_noise(name):
+    notebook = nbformat.read(build.BUILT / f"{name}.ipynb", as_version=4)
+    text = nbformat.writes(notebook)
+    assert not re.search(r"/home/|/tmp/|/work/|iopub|SOLUTION|nbgrader", re.sub(r"base64,[^\"]+", "", text))
+    assert all("execution" not in cell.metadata for cell in notebook.cells)
+
+
+# What 00_start_here says in prose.
+
+
+def test_the_folded_hints_are_the_hints_of_the_check():
+    text = prose("00_start_here")
+    assert all(hint in text for hint in checks.EXERCISES["softmax"].hints)
+
+
+def test_a_float32_ends_where_the_prose_says():
+    assert torch.finfo(torch.float32).max == pytest.approx(3.4e38, rel=0.01)
+    assert torch.exp(torch.tensor(89.0)).isinf() and torch.exp(torch.tensor(88.0)).isfinite()
+
+
+def test_a_step_of_one_divides_the_probability_by_e():
+    p = l1_ref.softmax(torch.tensor([2.0, 1.0, 0.0, -1.0]), 0)
+    assert torch.allclose(p[:-1] / p[1:], torch.full((3,), math.e)) and "2.718" in prose("00_start_here")
+
+
+def test_the_alt_texts_of_the_bug_hunt_tell_the_truth():
+    scores = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
+    broken = [l1_ref.softmax(scores * t, -1).max() for t in (0.5, 1.0, 2.0)]
+    mended = [checks.EXERCISES["tempered_softmax"].reference(scores, t).max() for t in (0.5, 1.0, 2.0)]
+    assert broken == sorted(broken) and mended == sorted(mended, reverse=True)
+
+
+def test_the_summary_names_what_exists():
+    for name, module in re.findall(r"`l1_ref\.(\w+)`.*?`l1_ref/(\w+)\.py`", prose("00_start_here")):
+        assert getattr(l1_ref, name).__module__ == f"l1_ref.{module}"
