@@ -295,7 +295,7 @@ def test_a_declared_checksum_is_taken_from_the_redirect(host, tmp_path):
     ],
 )
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(host, tmp_path, name, place, reason):
-    with pytest.raises(DownloadError, match=f"could not download {name}: {reason}") as caught:
+    with pytest.raises(DownloadError, match=rf"could not download {name}\.txt: {reason}") as caught:
         download(name, tmp_path, host + place)
     assert f"Save {host}{place} by hand as {tmp_path / name}.txt, or use the course's own corpus" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -303,7 +303,7 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(host, tmp_path, na
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "http://no-such-host.invalid/x", "nonsense"])
 def test_a_download_without_network_says_what_to_do(host, tmp_path, url):
-    with pytest.raises(DownloadError, match=r"could not download known: .*Save .* by hand as .*known\.txt"):
+    with pytest.raises(DownloadError, match=r"could not download known\.txt: .*Save .* by hand as .*known\.txt"):
         download("known", tmp_path, url)
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +313,7 @@ def test_a_connection_that_breaks_is_not_blamed_on_the_disk(host, tmp_path, monk
         raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 
     monkeypatch.setattr("http.client.HTTPResponse.read", reset)
-    with pytest.raises(DownloadError, match=r"could not download known: the connection broke \(.*reset by peer\)"):
+    with pytest.raises(DownloadError, match=r"could not download known\.txt: the connection broke \(.*reset by peer\)"):
         download("known", tmp_path, f"{host}/file")
     assert list(tmp_path.iterdir()) == []
 

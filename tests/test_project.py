@@ -20,6 +20,7 @@ optimization steps memory weights checkpoint training generation runs parallel c
 """.split()
 # Lines outside docstrings. The aims are about 300 and 25; the limits leave room for "about".
 MODULE_LINES, FUNCTION_LINES = 320, 30
+CATALOGUE_LINES = 600  # of a module of checks: mostly a list of mistakes, which is data
 # DESIGN's exercise table: every exercise's reference is `l1_ref.NAME`.
 EXERCISES = """
 softmax count_pairs merge_pair train_bpe encode next_token_batch
@@ -155,7 +156,8 @@ def test_modules_and_functions_stay_short(path):
     tree = ast.parse(text)
     documented = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)]
     docstring_lines = sum(node.body[0].end_lineno - node.body[0].lineno + 1 for node in documented)
-    assert len(text.splitlines()) - docstring_lines <= MODULE_LINES
+    limit = CATALOGUE_LINES if "EXERCISES = (" in text else MODULE_LINES
+    assert len(text.splitlines()) - docstring_lines <= limit
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert body_lines(node) <= FUNCTION_LINES, f"{node.name} has {body_lines(node)} lines of body"

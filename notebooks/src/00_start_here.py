@@ -38,10 +38,20 @@ print(f"{tokenizer.vocab_size:,} tokens in its vocabulary")
 # %% [markdown]
 # Give it a beginning, and it goes on. A model like this one writes a *token* at a time: a short piece of text, often a
 # whole word. Each new token is appended to the text, and the model reads it all again.
+#
+# In training each tale stood behind a mark, the end-of-text token of the tale before. So `as_ids` puts that mark in
+# front of our beginning too.
+
+
+# %%
+def as_ids(text):
+    """Return the ids of a text, behind the mark that begins a tale, as a batch of one."""
+    return torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(text)]])
+
 
 # %% tags=["nbval-ignore-output"]
 beginning = "Behind the little bridge lived"
-ids = torch.tensor([tokenizer.encode(beginning)])
+ids = as_ids(beginning)
 chance = torch.Generator().manual_seed(7)
 new_ids = (i.item() for i in l1_ref.stream(model, ids, max_new_tokens=100, temperature=0.8, generator=chance))
 tale = itertools.takewhile(lambda i: i != tokenizer.end_of_text, new_ids)
@@ -65,9 +75,8 @@ for piece in stream_text(tokenizer, tale):
 # %%
 def next_tokens(text, n_shown=8):
     """Return the likeliest next tokens and their probabilities."""
-    ids = torch.tensor([tokenizer.encode(text)])
     with torch.no_grad():
-        logits = model(ids)[0, -1]  # scores of the next token, one a vocabulary entry
+        logits = model(as_ids(text))[0, -1]  # scores of the next token, one a vocabulary entry
     top = l1_ref.softmax(logits, dim=-1).topk(n_shown)
     return [tokenizer.decode([i]) for i in top.indices.tolist()], top.values
 
@@ -267,7 +276,7 @@ checks.softmax(softmax)
 # Now your code takes part: the model's scores go through *your* softmax.
 
 # %%
-ids = torch.tensor([tokenizer.encode(beginning)])
+ids = as_ids(beginning)
 logits = model(ids).detach()
 mine = softmax(logits, dim=-1)
 print("logits (B, T, V):", tuple(logits.shape))
