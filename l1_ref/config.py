@@ -113,7 +113,8 @@ def _require_choice(name: str, value: Any, choices: tuple) -> None:
 
 
 PRESETS = {
-    "tiny": L1Config(vocab_size=1_000, max_seq_length=128, n_layers=2, n_heads=4, n_embd=128),
+    # No dropout: a model this small learns too little by heart to need it.
+    "tiny": L1Config(vocab_size=1_000, max_seq_length=128, n_layers=2, n_heads=4, n_embd=128, dropout=0.0),
     "small": L1Config(vocab_size=32_000, n_layers=6, n_heads=6, n_embd=384),
     "base": L1Config(vocab_size=32_000),
     "large": L1Config(vocab_size=32_000, n_layers=24, n_heads=16, n_embd=1_024),
