@@ -32,7 +32,7 @@ from l1_ref.weights import CONFIG_FILE, METRICS_FILE, MODEL_FILE, load_run, save
 SPEC_FILE = "run.json"
 # Seen thirty times over, the committed tales would be learned by heart: a run draws more from the same grammar.
 N_DRAWN_TALES, DRAWING_SEED = 37_750, 2023
-TALES_TRAINING: dict[str, Any] = {"steps": 3_600, "warmup_steps": 100, "betas": (0.9, 0.95), "evaluate_every": 300}
+TALES_TRAINING: dict[str, Any] = {"steps": 4_000, "betas": (0.9, 0.95)}
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,8 @@ def train(
         tqdm(total=config.steps, initial=loop.step, unit="step", disable=not progress, dynamic_ncols=True) as bar,
     ):
         model.train()
+        if loop.step == 0:
+            loop.evaluate(QUICK_EVALUATION_TOKENS)
         while loop.step < config.steps:
             loop.take_step()
             bar.update()
@@ -200,7 +202,7 @@ class _Loop:
         self.losses.append(loss)
         self.elapsed_s += time.perf_counter() - started
         if self.step % config.evaluate_every == 0 and self.step < config.steps:
-            self._evaluate(QUICK_EVALUATION_TOKENS)
+            self.evaluate(QUICK_EVALUATION_TOKENS)
         if self.step % config.save_every == 0 and self.step < config.steps:
             self.save()
 
@@ -220,10 +222,12 @@ class _Loop:
                 "A lower peak rate or a longer warm-up usually helps."
             )
 
-    def _evaluate(self, tokens: int) -> float:
+    def evaluate(self, tokens: int) -> None:
+        """Add a point to the curve, from about so many tokens of the validation part."""
         every = max(1, math.ceil(sum(y.numel() for _, y in self.validation) / tokens))
         validation_loss = evaluate(self.model, self.validation[::every], self.dtype)
-        training_loss = torch.stack(self.losses).mean().item()
+        # The mean since the last point; before the first step there is none.
+        training_loss = torch.stack(self.losses).mean().item() if self.losses else None
         point = {
             "step": self.step,
             "tokens": self.step * self.tokens_per_step,
@@ -233,7 +237,6 @@ class _Loop:
         self.losses.clear()
         self.curve.append(point)
         self.on_evaluation(point)
-        return validation_loss
 
     def show(self, bar: tqdm) -> None:
         """Put loss, floor and tokens per second behind the bar."""
@@ -292,7 +295,7 @@ class _Loop:
     def finish(self) -> dict[str, Any]:
         """Evaluate on the validation part and return the metrics."""
         if not self.curve or self.curve[-1]["step"] != self.step:
-            self._evaluate(FULL_EVALUATION_TOKENS)
+            self.evaluate(FULL_EVALUATION_TOKENS)
             self.save()
         return {
             "validation_loss": self.curve[-1]["validation_loss"],

@@ -79,6 +79,8 @@ def open_lab(notebook: Path) -> int:
         JupyterLab's exit status.
     """
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebook.parent.resolve()}"]
+    # Nobody offline should be asked about news, or wait for them.
+    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     if not _has_browser():
         command.append("--no-browser")
         print("no browser here: open the address that JupyterLab prints below; Ctrl-C ends it", flush=True)
