@@ -21,7 +21,8 @@ _NAMES = {
     "tokenizer": "count_pairs merge_pair train_bpe encode CharTokenizer BPETokenizer GPT2Tokenizer load_tokenizer",
     "training": "train_step accumulate_gradients loss_scaled_step amp_train_step training_memory TrainingConfig train "
     "evaluate",
-    "transformer": "layer_norm gelu FeedForward TransformerBlock checkpointed L1Model init_weights count_parameters",
+    "transformer": "layer_norm gelu FeedForward TransformerBlock checkpointed L1Model init_weights count_parameters "
+    "store_for_generation",
     "weights": "save_model load_model load_run from_gpt2 to_gpt2 load_gpt2",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

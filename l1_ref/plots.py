@@ -91,7 +91,7 @@ def probabilities(
         row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
         for axes, (name, numbers), colour in zip(row, panels.items(), COLOURS * len(panels), strict=False):
             _bars(axes, numbers, colour)
-            axes.set(title=name, xlabel="probability", xlim=(0, 1.18), xticks=(0, 0.5, 1))
+            axes.set(title=name, xlabel="probability", xlim=(0, 1.12), xticks=(0, 0.5, 1))
         row[0].set_yticks(range(len(labels)), [visible(label) for label in labels])
         row[0].invert_yaxis()
         if title:

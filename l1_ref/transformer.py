@@ -195,6 +195,24 @@ def init_weights(model: nn.Module, config: L1Config) -> None:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
+def store_for_generation(model: nn.Module) -> nn.Module:
+    """Change how a model's matrices lie in memory, so that generating one token at a time reads them faster.
+
+    A single row times a wide matrix is a pass over memory, and it is fastest where the longer side of the matrix is
+    the one that lies in order. Names, shapes and values stay as they are.
+
+    Args:
+        model: Its linear layers are changed in place.
+
+    Returns:
+        The same model.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.out_features >= layer.in_features:
+            layer.weight.data = layer.weight.data.t().contiguous().t()
+    return model
+
+
 def count_parameters(config: L1Config) -> int:
     """Return the number of parameters of a model, from its configuration alone.
 

@@ -14,7 +14,7 @@ from l1_ref.config import L1Config
 from l1_ref.downloads import fetch
 from l1_ref.files import read_json, replacing, write_json
 from l1_ref.tokenizer import Tokenizer, load_tokenizer
-from l1_ref.transformer import L1Model
+from l1_ref.transformer import L1Model, store_for_generation
 
 MODEL_FILE, CONFIG_FILE, METRICS_FILE = "model.safetensors", "config.json", "metrics.json"
 
@@ -120,7 +120,7 @@ def load_config(folder: str | Path) -> L1Config:
 
 
 def load_model(folder: str | Path) -> L1Model:
-    """Read what `save_model` wrote; the model comes in eval mode.
+    """Read what `save_model` wrote; the model comes in eval mode, stored for generation.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -129,7 +129,7 @@ def load_model(folder: str | Path) -> L1Model:
     model = L1Model(load_config(folder))
     tensors, _ = read_tensors(Path(folder) / MODEL_FILE)
     assign_parameters(model, tensors, Path(folder) / MODEL_FILE)
-    return model.eval()
+    return store_for_generation(model).eval()
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def to_gpt2(model: L1Model) -> dict[str, Tensor]:
 
 
 def load_gpt2(source: str | Path, n_heads: int | None = None) -> L1Model:
-    """Load GPT-2's weights from a folder, a safetensors file, or by their Hugging Face name.
+    """Load GPT-2's weights from a folder, a safetensors file, or by their Hugging Face name; stored for generation.
 
     Args:
         source: A folder with `model.safetensors` and `config.json`; a safetensors file; or a name, such as "gpt2" or
@@ -269,7 +269,7 @@ def load_gpt2(source: str | Path, n_heads: int | None = None) -> L1Model:
     if config.get("model_type", "gpt2") != "gpt2":
         raise ValueError(f"{path.parent / CONFIG_FILE} must say model_type gpt2, got {config['model_type']!r}")
     width = next((len(tensor) for name, tensor in tensors.items() if name.endswith("ln_f.weight")), 64)
-    return from_gpt2(tensors, n_heads or config.get("n_head") or max(1, width // 64))
+    return store_for_generation(from_gpt2(tensors, n_heads or config.get("n_head") or max(1, width // 64)))
 
 
 def _download_gpt2(name: str) -> Path:

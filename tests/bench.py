@@ -28,7 +28,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l1_ref import L1Config, L1Model, amp_train_step, build_optimizer, count_parameters, from_gpt2, train_step
+from l1_ref import (
+    L1Config,
+    L1Model,
+    amp_train_step,
+    build_optimizer,
+    count_parameters,
+    from_gpt2,
+    store_for_generation,
+    train_step,
+)
 from l1_ref.files import write_json
 
 LR, BETAS, WEIGHT_DECAY, MAX_NORM = 1e-4, (0.9, 0.99), 0.1, 1.0
@@ -243,6 +252,7 @@ def bench_generation(device: str, rounds: int, new_tokens: int) -> dict:
     prompt = torch.randint(config.vocab_size, (1, PROMPT_TOKENS), device=device)
     length = PROMPT_TOKENS + new_tokens
     ours, theirs, litgpt = models.values()
+    store_for_generation(ours)  # as load_run and load_gpt2 do
     litgpt.max_seq_length = length
     litgpt.set_kv_cache(batch_size=1, device=torch.device(device))
     options = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}

@@ -14,6 +14,7 @@ import l1_ref
 from l1_ref import checks
 from l1_ref.course import build, sources
 from l1_ref.course.blank import load_blank
+from l1_ref.data import make_document_corpus
 
 NAMES = sources.names()
 
@@ -102,3 +103,28 @@ def test_the_alt_texts_of_the_bug_hunt_tell_the_truth():
 def test_the_summary_names_what_exists():
     for name, module in re.findall(r"`l1_ref\.(\w+)`.*?`l1_ref/(\w+)\.py`", prose("00_start_here")):
         assert getattr(l1_ref, name).__module__ == f"l1_ref.{module}"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return l1_ref.load_run(l1_ref.DATA_DIR / "tiny")
+
+
+def test_ten_adjectives_share_the_probability_evenly(tiny):
+    ids = [tiny.tokenizer.end_of_text, *tiny.tokenizer.encode("Behind the little bridge lived a")]
+    chances = l1_ref.softmax(tiny.model(torch.tensor([ids]))[0, -1], dim=-1).topk(11).values
+    assert chances[:10].sum() > 0.95 and chances[9] > 0.75 * chances[0] and chances[10] < 0.02
+
+
+def test_the_curve_begins_at_knowing_nothing_and_training_lies_above_validation(tiny):
+    first, *curve = tiny.metrics["curve"]
+    assert first["step"] == 0 and first["validation_loss"] == pytest.approx(math.log(1000), abs=0.2)
+    assert all(point["training_loss"] > point["validation_loss"] for point in curve)
+
+
+def test_a_row_that_is_filled_up_with_the_next_tale_is_harder_to_guess(tiny):
+    tales = l1_ref.load_tales("validation")
+    corpus = make_document_corpus(tales, tales, tiny.tokenizer)
+    rows = [corpus.batch(32, 128, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    whole = l1_ref.evaluate(tiny.model, corpus.validation_batches(128, 32))
+    assert l1_ref.evaluate(tiny.model, rows) > whole + 0.02

@@ -23,6 +23,12 @@ QUICK = {"steps": 4, "batch_size": 2, "evaluate_every": 2}
 SMALL = {"n_layers": 1, "n_embd": 16}
 
 
+@pytest.fixture
+def few_tales(monkeypatch):
+    """Draw few fresh tales: the type checker makes drawing slow."""
+    monkeypatch.setattr("l1_ref.runs.N_DRAWN_TALES", 50)
+
+
 @pytest.fixture(scope="module")
 def tiny():
     return load_run(DATA_DIR / "tiny")
@@ -63,7 +69,7 @@ def test_the_shipped_model_tells_tales_that_end():
         assert "<|endoftext|>" not in tale
 
 
-def test_a_run_on_the_tales_knows_its_floor_and_can_be_resumed_without_words(tmp_path):
+def test_a_run_on_the_tales_knows_its_floor_and_can_be_resumed_without_words(tmp_path, few_tales):
     said = []
     spec = RunSpec(model=SMALL, training=QUICK)
     metrics = train_run(spec, tmp_path / "run", say=said.append, progress=False)
@@ -82,7 +88,7 @@ def ids_of(split: str) -> list[int]:
     return [*itertools.chain(*documents), tokenizer.end_of_text]
 
 
-def test_the_run_starts_from_the_weights_of_its_seed(tmp_path):
+def test_the_run_starts_from_the_weights_of_its_seed(tmp_path, few_tales):
     spec = RunSpec(model=SMALL, training=QUICK)
     first = train_run(spec, tmp_path / "a", say=str, progress=False)
     torch.manual_seed(5)

@@ -22,6 +22,7 @@ from l1_ref.transformer import (
     gelu,
     init_weights,
     layer_norm,
+    store_for_generation,
 )
 
 TOY = L1Config(vocab_size=23, max_seq_length=9, n_layers=3, n_heads=2, n_embd=12, n_inner=20, dropout=0.0)
@@ -393,3 +394,17 @@ def test_the_compiler_sees_the_whole_model_as_one_graph_with_the_same_logits():
     root = Path(__file__).resolve().parents[1]
     result = subprocess.run([sys.executable, "-c", COMPILED], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_storing_a_model_for_generation_changes_where_numbers_lie_and_nothing_else():
+    model = L1Model(replace(L1Config.preset("tiny"), dropout=0.0)).eval()
+    ids = torch.randint(0, 1_000, (2, 9))
+    before, text = model(ids), model.generate(ids, 12, do_sample=False)
+    assert store_for_generation(model) is model
+    assert model.head.weight.stride() == (1, 1_000)
+    assert model.blocks[0].feed_forward.proj.weight.stride() == (512, 1)
+    assert model.head.weight is model.embedding.token.weight
+    torch.testing.assert_close(model(ids), before, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.generate(ids, 12, do_sample=False), text)
+    model(ids).square().mean().backward()
+    assert model.blocks[0].attention.qkv.weight.grad.shape == (384, 128)

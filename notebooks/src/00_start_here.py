@@ -16,6 +16,7 @@
 # %%
 import itertools
 import math
+import time
 
 import torch
 
@@ -39,8 +40,8 @@ print(f"{tokenizer.vocab_size:,} tokens in its vocabulary")
 # Give it a beginning, and it goes on. A model like this one writes a *token* at a time: a short piece of text, often a
 # whole word. Each new token is appended to the text, and the model reads it all again.
 #
-# In training each tale stood behind a mark, the end-of-text token of the tale before. So `as_ids` puts that mark in
-# front of our beginning too.
+# In training the tales stood in one long row, with an end-of-text mark between them. So each began right behind a
+# mark, and `as_ids` puts that mark in front of our beginning too.
 
 
 # %%
@@ -49,11 +50,15 @@ def as_ids(text):
     return torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(text)]])
 
 
+# %% [markdown]
+# The next cell asks the model for one token after another, and prints each as it comes. There is no need to follow
+# this code yet.
+
 # %% tags=["nbval-ignore-output"]
 beginning = "Behind the little bridge lived"
 ids = as_ids(beginning)
 chance = torch.Generator().manual_seed(7)
-new_ids = (i.item() for i in l1_ref.stream(model, ids, max_new_tokens=100, temperature=0.8, generator=chance))
+new_ids = (i.item() for i in l1_ref.stream(model, ids, max_new_tokens=200, temperature=0.8, generator=chance))
 tale = itertools.takewhile(lambda i: i != tokenizer.end_of_text, new_ids)
 
 print(beginning, end="")
@@ -61,22 +66,23 @@ for piece in stream_text(tokenizer, tale):
     print(piece, end="", flush=True)
 
 # %% [markdown]
-# Try another seed in `manual_seed`, or another beginning, and run the cell again.
+# Try another seed in `manual_seed`, or another beginning, and run the cell again. The model knows only the small world
+# of its tales, its places and its words: take it elsewhere, and it talks nonsense.
 #
 # ## How it decides
 #
 # The model never picks a token. For each token of its vocabulary it gives a number, a *score* (a *logit*). The function
 # `softmax` turns all scores into probabilities. Then a token is drawn by these chances.
 #
-# The next cell writes twelve tokens, and always takes the likeliest. Watch the bars: at some places many tokens fit, at
-# others only one. (␣ is a space: most tokens begin with one.)
+# The next cell writes twelve tokens, and always takes the likeliest. Watch the bars, one picture a second: at some
+# places many tokens fit, at others only one. (␣ is a space: a token that begins a word carries it in front.)
 
 
 # %%
 def next_tokens(text, n_shown=8):
     """Return the likeliest next tokens and their probabilities."""
     with torch.no_grad():
-        logits = model(as_ids(text))[0, -1]  # scores of the next token, one a vocabulary entry
+        logits = model(as_ids(text))[0, -1]  # scores of the next token, one per vocabulary entry
     top = l1_ref.softmax(logits, dim=-1).topk(n_shown)
     return [tokenizer.decode([i]) for i in top.indices.tolist()], top.values
 
@@ -88,11 +94,12 @@ for _ in range(12):
     picture = plots.probabilities(tokens, chances, "… " + " ".join(text.split()[-6:]) + " …")
     alt = f"Bars: after '{text}', the likeliest next token is '{tokens[0]}' with probability {chances[0]:.2f}."
     plots.show(picture, alt=alt, slot=slot)
+    time.sleep(1)
     text += tokens[0]
 print(text)
 
 # %% [markdown]
-# Here is a single place, right after the first article. Which words could come next in a tale?
+# Here is a single place, right after the word "a". Which words could come next in a tale?
 
 # %% tags=["nbval-ignore-output"]
 place = beginning + " a"
@@ -101,22 +108,31 @@ alt = f"Bars: after '{place}', the twelve likeliest tokens share {chances.sum():
 plots.show(plots.probabilities(tokens, chances, f"{place} …"), alt=alt)
 
 # %% [markdown]
+# Ten adjectives share nearly all of the probability, and each has about as much as the next. That is how the tales
+# were made: at this place one of ten words was drawn, all with equal chances. The model was never told.
+#
 # ## How it learned
 #
 # Training asks one question over and over: which probability did you give to the token that really came next? The
-# *loss* is minus the logarithm of that probability, averaged. A sure and right answer costs 0. A model that knows
-# nothing spreads its chances evenly over all V tokens, and pays the logarithm of V.
+# *loss* is minus the logarithm of that probability, averaged. With the natural logarithm its unit is called a *nat*. A
+# sure and right answer costs 0 nats. A model that knows nothing spreads its chances evenly over all V tokens, and pays
+# the logarithm of V.
 
 # %%
 print(f"knowing nothing: {math.log(tokenizer.vocab_size):.2f} nats per token")
-print("below that at the end of training:", run.metrics["validation_loss"] < math.log(tokenizer.vocab_size))
 
 # %% [markdown]
+# The curve below begins about there, before the first step of training.
+#
 # The *validation* loss is measured on tales that the model has not been trained on.
 #
 # These tales come from a small grammar that the course wrote, so the probability of each tale is known exactly. That
 # gives a line that few people ever see in such a picture: the *entropy floor*, the loss of a reader who knows the
 # grammar by heart. On average, no model can do better. What is left above the line is what the model has not learned.
+#
+# Elsewhere the training loss often lies below the validation loss. Here it lies above, for two reasons. A training
+# point is the mean over all steps since the last point, when the model knew less. And a row of training text is filled
+# up with the next tale: it holds more beginnings, where names and places are drawn, and these are hard to guess.
 
 # %% tags=["nbval-ignore-output"]
 floor, loss = run.metrics["floor"], run.metrics["validation_loss"]
@@ -158,7 +174,8 @@ print(f"validation loss {loss:.3f}, floor {floor:.3f}: {100 * (loss - floor) / f
 # own version. There is no need to write it as we did: every right answer passes.
 #
 # A wrong answer is not just refused. The check looks for the mistake that explains what your code does, and names it.
-# Here somebody took one function for another. (`diagnose` gives the message alone, and counts nothing as a try.)
+# Here somebody took `sigmoid`, which squeezes each score by itself to between 0 and 1. (`diagnose` gives the message
+# alone; it does not count as a try.)
 
 
 # %%
@@ -231,9 +248,12 @@ print("   and divided by their sum:", torch.exp(high) / torch.exp(high).sum())
 #
 # Difficulty: easy. About 10 minutes.
 #
-# Write `softmax(x, dim)` without using torch's. The entries along `dim` must sum to 1, for a tensor with any number of
-# axes, also for a negative `dim`. Scores of 10000 and of -10000 must work, and a score of -inf must get probability 0.
-# `x` itself must stay as it was.
+# Write `softmax(x, dim)` yourself, with `torch.exp` and sums. The entries along `dim` must sum to 1, for a tensor with
+# any number of axes, also for a negative `dim`. Scores of 10000 and of -10000 must work, and a score of -inf must get
+# probability exactly 0 (in each row some score is finite). `x` itself must stay as it was. The result has its dtype.
+#
+# Use torch's operations on whole tensors, not `math.exp`, `.item()` or numpy: training will follow gradients through
+# your code.
 #
 # <details><summary>Hint 1</summary>
 #
