@@ -16,15 +16,16 @@ EXERCISES: dict[str, Exercise] = {each.name: each for each in _START_HERE}
 _hints_taken: Counter[str] = Counter()
 
 
-def exercise(name: str) -> Exercise:
+def exercise(name: str | Callable) -> Exercise:
     """Return an exercise by its name.
 
     Args:
-        name: Such as "softmax".
+        name: Such as "softmax", or the reader's own function of that name.
 
     Raises:
         KeyError: There is none of that name; the message offers the nearest.
     """
+    name = name.name if isinstance(name, Exercise) else getattr(name, "__name__", name)
     if name in EXERCISES:
         return EXERCISES[name]
     near = get_close_matches(str(name), EXERCISES, n=1)
@@ -44,35 +45,39 @@ def __dir__() -> list[str]:
     return sorted([*__all__, *EXERCISES])
 
 
-def hint(name: str, n: int | None = None) -> None:
+def hint(name: str | Callable, n: int | None = None) -> None:
     """Print a hint: the next one on each call, and the last again after that.
 
     Args:
-        name: The exercise.
+        name: The exercise, or the reader's function of its name.
         n: Which of the three, from 1; the next where None.
 
     Raises:
         ValueError: n is not 1, 2 or 3.
     """
-    hints = exercise(name).hints
+    asked = exercise(name)
+    name, hints = asked.name, asked.hints
     if n is not None and n not in range(1, len(hints) + 1):
         raise ValueError(f"n must be in 1..{len(hints)}, got n={n}")
-    fresh = n is None and _hints_taken[name] < len(hints)
+    over = n is None and _hints_taken[name] >= len(hints)
+    fresh = n is None and not over
     _hints_taken[name] += fresh
     n = n or _hints_taken[name]
     print(f"hint {n} of {len(hints)} · {name}: {hints[n - 1]}")
+    if over:
+        print(f'that was the last; checks.give("{name}") hands over our version')
     marks.record(name, hints=int(fresh))
 
 
-def give(name: str) -> Callable:
+def give(name: str | Callable) -> Callable:
     """Hand over the course's own version, so that the reader can go on; progress shows it as given.
 
     Args:
-        name: The exercise.
+        name: The exercise, or the reader's function of its name.
     """
-    reference = exercise(name).reference
-    marks.record(name, "given")
-    return reference
+    wanted = exercise(name)
+    marks.record(wanted.name, "given")
+    return wanted.reference
 
 
 def progress_table(folder: Path | str | None = None) -> list[marks.Row]:
@@ -93,6 +98,9 @@ def progress(folder: Path | str | None = None) -> None:
     """
     if folder is None and marks.find_workspace() is None:
         print("progress is kept in a workspace, and this folder is in none; l1 learn makes one")
+        return
+    if folder is not None and not any((Path(folder) / name).is_file() for name in (marks.MARKER, marks.FILE)):
+        print(f"{folder} is no workspace; l1 learn {folder} makes one")
         return
     rows = progress_table(folder)
     signs = {"solved": "✓", "given": "→", "tried": "✗", "open": "·"}

@@ -1,6 +1,7 @@
 """Compare what the reader's code did with what the reference did, and say in words where they differ."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,13 @@ class Difference:
         what: The kind of difference, in words.
         expected: What the reference gave, as text.
         got: What the reader's code gave, as text.
+        where: The index of the part that is shown, such as "[0, :, 2]"; empty where all is.
     """
 
     what: str
     expected: str
     got: str
+    where: str = ""
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
@@ -84,13 +87,14 @@ def largest_difference(a: Any, b: Any) -> float:
     return 0.0
 
 
-def difference(expected: Any, got: Any, axes: str = "") -> Difference:
+def difference(expected: Any, got: Any, axes: str = "", dim: int = -1) -> Difference:
     """Put into words how two unequal values differ.
 
     Args:
         expected: The reference's value.
         got: The reader's value.
         axes: Names of the expected tensor's axes, such as "B T C".
+        dim: The axis along which entries are shown.
     """
     if got is None and expected is not None:
         return Difference("nothing came back: is a return missing?", kind(expected, axes), "None")
@@ -103,11 +107,11 @@ def difference(expected: Any, got: Any, axes: str = "") -> Difference:
         return Difference("dtype", str(expected.dtype), str(got.dtype))
     if expected.device != got.device:
         return Difference("device", str(expected.device), str(got.device))
-    return Difference("values", *_differing_entries(expected, got))
+    return Difference("values", *_differing_entries(expected, got, dim))
 
 
 def _texts(expected: Any, got: Any, axes: str, same_type: bool) -> tuple[str, str]:
-    return (short(expected), short(got)) if same_type else (kind(expected, axes), kind(got))
+    return _told_apart(short, expected, got) if same_type else (kind(expected, axes), kind(got))
 
 
 def _wrong_axes(expected: Tensor, got: Tensor, axes: str) -> str:
@@ -122,22 +126,41 @@ def _wrong_axes(expected: Tensor, got: Tensor, axes: str) -> str:
     return f"shape: {', '.join(wrong)}"
 
 
-def _differing_entries(expected: Tensor, got: Tensor, n_shown: int = 6) -> tuple[str, str]:
-    """Show the row that holds the largest difference, as text for both tensors."""
+def _differing_entries(expected: Tensor, got: Tensor, dim: int, n_shown: int = 6) -> tuple[str, str, str]:
+    """Show the slice along dim that holds the largest difference, as text for both tensors, and say which it is."""
+    if not expected.ndim:
+        return *_told_apart(short, expected, got), ""
+    dim = dim % expected.ndim if -expected.ndim <= dim < expected.ndim else expected.ndim - 1
     gap = (expected.double() - got.double()).abs()
     gap = gap.nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(expected == got, 0)
     gap = gap.masked_fill(expected.isnan() & got.isnan(), 0)
-    row = int(gap.argmax()) // expected.shape[-1] if expected.ndim else 0
-    pair = (t.reshape(-1, t.shape[-1])[row] if t.ndim else t.reshape(1) for t in (expected, got))
-    e, g = (" ".join(map(number, t[:n_shown].tolist())) + (" …" if t.numel() > n_shown else "") for t in pair)
-    return e, g
+    index = [int(i) for i in torch.unravel_index(gap.argmax(), gap.shape)]
+    first = max(0, min(index[dim] - n_shown + 1, expected.shape[dim] - n_shown))
+    place = tuple(slice(None) if axis == dim else i for axis, i in enumerate(index))
+
+    def text(tensor: Tensor, digits: int) -> str:
+        parts = [number(value, digits) for value in tensor[place][first : first + n_shown].tolist()]
+        more = first + n_shown < expected.shape[dim]
+        return " ".join(["…"] * (first > 0) + parts + ["…"] * more)
+
+    where = "[" + ", ".join(":" if axis == dim else str(i) for axis, i in enumerate(index)) + "]"
+    return *_told_apart(text, expected, got), where if expected.ndim > 1 else ""
 
 
-def number(value: float | int | bool) -> str:
-    """Write a number with three significant digits, without the noise of the last ones."""
+def _told_apart(text: Callable[[Any, int], str], a: Any, b: Any) -> tuple[str, str]:
+    """Write two values with as few digits, from three, as show that they differ."""
+    for digits in (3, 5, 7, 9, 17):
+        texts = text(a, digits), text(b, digits)
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def number(value: float | int | bool, digits: int = 3) -> str:
+    """Write a number with three significant digits, or so many, without the noise of the last ones."""
     if not isinstance(value, float) or math.isnan(value) or math.isinf(value):
         return str(value)
-    return f"{0.0 if abs(value) < 1e-12 else value:.3g}"
+    return f"{0.0 if abs(value) < 1e-12 and digits == 3 else value:.{digits}g}"
 
 
 def named_shape(tensor: Tensor, axes: str = "") -> str:
@@ -155,13 +178,15 @@ def kind(value: Any, axes: str = "") -> str:
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
-def short(value: Any, limit: int = 72) -> str:
+def short(value: Any, digits: int = 3, limit: int = 72) -> str:
     """Write a value in one line: small tensors in full, large ones by their shape."""
     if isinstance(value, Tensor):
-        return _nested(value.tolist()) if value.numel() <= 12 else kind(value)
-    text = number(value) if isinstance(value, float) else repr(value)
+        return _nested(value.tolist(), digits) if value.numel() <= 12 else kind(value)
+    text = number(value, digits) if isinstance(value, float) else repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _nested(value: Any) -> str:
-    return "[" + ", ".join(map(_nested, value)) + "]" if isinstance(value, list) else number(value)
+def _nested(value: Any, digits: int) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_nested(each, digits) for each in value) + "]"
+    return number(value, digits)

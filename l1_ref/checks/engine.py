@@ -161,6 +161,8 @@ class Exercise:
         broken = self._broken_rule(candidate, seed, None if case is None else case[0])
         if case is None and broken is None:
             return Verdict("solved", messages.solved(self))
+        if case is not None and self._is_noisy(candidate, seed, case[0]):
+            return Verdict("wrong", messages.noisy(self, self._inputs(seed)[case[0]]))
         found = self._explain(expected, got, seed) if case else None
         if found is None:
             return Verdict("wrong", messages.unexplained(self, self._inputs(seed), expected, got, case, broken))
@@ -195,6 +197,16 @@ class Exercise:
             for name in x | y:
                 if not same(x.get(name, _MISSING), y.get(name, _MISSING), allowed):
                     yield index, name
+
+    def _is_noisy(self, candidate: Callable, seed: int, index: int) -> bool:
+        """Say whether two calls on the same input differ, as the reference's do not."""
+        inputs = self._inputs(seed)[index]
+
+        def differs(code: Callable) -> bool:
+            one, two = (self.observe(code, inputs, False, s).get("output") for s in (seed, seed + 1))
+            return isinstance(one, torch.Tensor) and not same(one, two, self.tolerance)
+
+        return differs(candidate) and not differs(self.reference)
 
     def _broken_rule(self, candidate: Callable, seed: int, index: int | None) -> tuple[str, int] | None:
         """Return the first rule that breaks and its probe: the one at `index`, or any where that is None."""

@@ -14,6 +14,11 @@ import torch
 from l1_ref.checks.compare import Failure, difference, named_shape, short
 
 STUB_MESSAGE = "not written yet"
+GRADIENT = "the gradient of "
+_CUTS = "math functions, .item(), numpy, detach or torch.tensor(...) cut it"
+_OVERWRITTEN = (
+    "an in-place operation (-=, /=, *=) overwrote a value that the gradient needs: write x = x - m, not x -= m"
+)
 _NOT_THE_READERS = tuple(
     str(Path(path).resolve()) + os.sep
     for path in (
@@ -137,12 +142,25 @@ def unexplained(exercise, inputs, expected, got, case, broken) -> str:
     value = got[index].get(name)
     if isinstance(value, Failure):
         return _indented([*_exception(exercise, inputs[index], name, value.error), hint_call(exercise.name)])
-    what = difference(expected[index][name], value, exercise.probes[index].axes).what
-    lines = [f"✗ {exercise.name} · {name}: {what}" if what != "values" else f"✗ {exercise.name} · {name} is not right"]
+    what = difference(expected[index].get(name), value, exercise.probes[index].axes).what
+    lines = [f"✗ {exercise.name} · {_headline(name, value, what)}"]
     lines += _case(exercise, inputs, expected, got, index, name)
-    if broken is not None:
+    # A rule about values means nothing where the type, shape or dtype is another.
+    if broken is not None and what == "values":
         lines.append(f"broken rule: {broken[0]}")
     return _indented([*lines, hint_call(exercise.name)])
+
+
+def _headline(name: str, value: Any, what: str) -> str:
+    if name.startswith(GRADIENT) and value is None:
+        return f"no gradient reaches {name.removeprefix(GRADIENT)}: {_CUTS}"
+    return f"{name} is not right" if what == "values" else f"{name}: {what}"
+
+
+def noisy(exercise, inputs: dict[str, Any]) -> str:
+    """Say that the answer is left to chance."""
+    head = f"✗ {exercise.name} · two calls on the same input differ: something in your code is random"
+    return _indented([head, f"input     {_call(exercise.name, inputs)}", hint_call(exercise.name)])
 
 
 def _case(exercise, inputs, expected, got, index: int, name: str) -> list[str]:
@@ -150,8 +168,10 @@ def _case(exercise, inputs, expected, got, index: int, name: str) -> list[str]:
     lines = [f"input     {_call(exercise.name, inputs[index])}   ({probe.name})"]
     if isinstance(value, Failure):
         return [*lines, f"expected  {short(want)}     got  {type(value.error).__name__}: {value.error}"]
-    found = difference(want, value, probe.axes)
-    shape = f"     {named_shape(want, probe.axes)}" if hasattr(want, "shape") and found.what == "values" else ""
+    dim = inputs[index].get("dim", -1)
+    found = difference(want, value, probe.axes, dim if isinstance(dim, int) else -1)
+    at = f" at {found.where}" if found.where else ""
+    shape = f"     {named_shape(want, probe.axes)}{at}" if hasattr(want, "shape") and found.what == "values" else ""
     label = "" if name == "output" else f"     [{name}]"
     return [*lines, f"expected  {found.expected}     got  {found.got}{shape}{label}"]
 
@@ -161,6 +181,9 @@ def _call(name: str, inputs: dict[str, Any]) -> str:
 
 
 def _exception(exercise, inputs, name: str, error: Exception) -> list[str]:
+    if name.startswith(GRADIENT) and "modified by an inplace operation" in str(error):
+        # The error rises in torch's backward pass: no line of the reader's is on its way.
+        return [f"✗ {exercise.name} · {_OVERWRITTEN}", f"input     {_call(exercise.name, inputs)}"]
     doing = "" if name == "output" else f" when asked for {name}"
     lines = [f"✗ {exercise.name} · your code stopped with {type(error).__name__}{doing}"]
     line = readers_line(error)

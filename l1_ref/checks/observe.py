@@ -1,5 +1,6 @@
 """Run code on inputs and record all that can be seen from outside, as a flat dict: an observation."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,9 @@ def apart() -> Iterator[None]:
     # The inputs are tiny: more threads would only wait for each other.
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+            # The check itself says that no gradient gets through.
+            warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad=True")
             yield
     finally:
         torch.set_num_threads(n_threads)

@@ -33,6 +33,13 @@ def _apart(generator: torch.Generator) -> Inputs:
     return {"x": torch.randn(3, 4, generator=generator) + torch.tensor([[0.0], [-300.0], [300.0]]), "dim": 1}
 
 
+def _low(generator: torch.Generator) -> Inputs:
+    """Finite scores as low as those that some code writes in place of -inf, and -inf beside them."""
+    x = torch.randn(2, 5, generator=generator) * 1.5 - 1e4
+    x[1] = torch.tensor([-1e4, -math.inf, -1e4, -math.inf, -math.inf])
+    return {"x": x, "dim": 1}
+
+
 def _spread(generator: torch.Generator) -> Inputs:
     """One score a row far above the others, and above the mean."""
     x = torch.randn(2, 5, generator=generator)
@@ -44,7 +51,8 @@ _PROBES = (
     Probe("one row", _fixed([1.0, 2.0, 3.0], 0), "V"),
     Probe("a square, along its rows", _scores(3, 3, dim=1), "B V"),
     Probe("a square, along its columns", _scores(3, 3, dim=0), "V B"),
-    Probe("a batch, last axis", _scores(2, 4, dim=-1), "B V"),
+    # Long rows: a version that counts only the largest few scores is right on short ones.
+    Probe("a batch, last axis", _scores(2, 20, dim=-1), "B V"),
     Probe("three axes, the middle one", _scores(2, 3, 4, dim=1), "B V T"),
     Probe("three axes, counted from the end", _scores(2, 3, 4, dim=-2), "B V T"),
     Probe("four axes, the first", _scores(2, 3, 2, 4, dim=0), "V B H T"),
@@ -54,13 +62,15 @@ _PROBES = (
     # Between scores near 10000 float32 leaves gaps of 0.001, and right answers differ by as much.
     Probe("rows far apart", _apart, "B V", edge=True, tolerance=1e-3),
     Probe("scores near 10000", _scores(2, 5, dim=1, offset=1e4), "B V", edge=True, tolerance=2e-3),
-    Probe("scores near -10000", _scores(2, 5, dim=1, offset=-1e4), "B V", edge=True, tolerance=2e-3),
+    Probe("scores near -10000, and -inf", _low, "B V", edge=True, tolerance=2e-3),
     Probe("one score far above the rest", _spread, "B V", edge=True),
 )
 
 
 def _sums_to_one(candidate, x: Tensor, dim: int) -> bool:
-    return torch.allclose(candidate(x, dim).sum(dim), torch.ones((), dtype=x.dtype), atol=5e-3)
+    # Right answers by logsumexp lose digits where the scores themselves are large.
+    allowed = 3e-6 if x[x.isfinite()].abs().max() < 50 else 5e-3
+    return torch.allclose(candidate(x, dim).sum(dim), torch.ones((), dtype=x.dtype), rtol=0, atol=allowed)
 
 
 def _is_probability(candidate, x: Tensor, dim: int) -> bool:
@@ -72,6 +82,10 @@ _PROPERTIES = (
     Property("the result is finite: no NaN, no infinity", lambda f, x, dim: bool(f(x, dim).isfinite().all())),
     Property("every entry lies between 0 and 1", _is_probability),
     Property("the entries along dim sum to 1", _sums_to_one),
+    Property(
+        "the result is exactly 0 where x is -inf",
+        lambda f, x, dim: bool((f(x, dim)[x == -math.inf] == 0).all()),
+    ),
     Property(
         "adding one number to every score changes nothing",
         lambda f, x, dim: torch.allclose(f(x + 2, dim), f(x, dim), atol=5e-3),
@@ -169,9 +183,17 @@ _MISTAKES = (
         (
             lambda x, dim: _over((y := x - x.amax(dim, keepdim=True)), y.sum(dim, keepdim=True)),
             lambda x, dim: _over((y := x - x.amin(dim, keepdim=True)), y.sum(dim, keepdim=True)),
-            lambda x, dim: _over(x.abs(), x.abs().sum(dim, keepdim=True)),
-            lambda x, dim: _over(x.relu(), x.relu().sum(dim, keepdim=True)),
         ),
+    ),
+    Mistake(
+        "the absolute values stand where exponentials belong",
+        "the sign is lost: a score of -3 would be as likely as one of 3.",
+        lambda x, dim: _over(x.abs(), x.abs().sum(dim, keepdim=True)),
+    ),
+    Mistake(
+        "relu stands where exp belongs",
+        "every negative score gets 0, and a row without a positive one becomes 0 divided by 0.",
+        lambda x, dim: _over(x.relu(), x.relu().sum(dim, keepdim=True)),
     ),
     Mistake(
         "the exponentials are divided by the sum of the scores",
@@ -247,7 +269,7 @@ _MISTAKES = (
     ),
     Mistake(
         "no gradient gets through",
-        "training follows gradients; detach, .data, numpy, item() and no_grad cut the path.",
+        "training needs them; math functions, .item(), numpy, detach, no_grad or torch.tensor(...) cut the path.",
         lambda x, dim: softmax(x.detach(), dim),
     ),
     Mistake(
@@ -255,6 +277,12 @@ _MISTAKES = (
         "the overflow has happened by then, and the quotient changes.",
         lambda x, dim: _over((e := x.exp() - x.exp().amax(dim, keepdim=True)), e.sum(dim, keepdim=True)),
         (lambda x, dim: _over((e := x.exp() - x.amax(dim, keepdim=True)), e.sum(dim, keepdim=True)),),
+    ),
+    Mistake(
+        "a small number is added to the sum",
+        "the largest exponential is 1 after the subtraction, so the sum is never 0; the entries no longer sum to 1.",
+        lambda x, dim: _over(_shifted(x, dim), _shifted(x, dim).sum(dim, keepdim=True) + 1e-3),
+        (lambda x, dim: _over(_shifted(x, dim), _shifted(x, dim).sum(dim, keepdim=True) + 1e-2),),
     ),
     Mistake(
         "precision is lost: rounding, or a 16-bit type inside",
@@ -296,6 +324,23 @@ def _logits(*shape: int, temperature: float):
     return lambda generator: {"logits": torch.randn(*shape, generator=generator) * 2, "temperature": temperature}
 
 
+def _very_cold(generator: torch.Generator) -> Inputs:
+    """One row of scores that only a low temperature tells apart, and one that overflows in a naive exp."""
+    logits = torch.randn(2, 5, generator=generator) * 2
+    logits[0], logits[1, 2] = torch.tensor([1.0, 1.01, 0.98, 0.99, 0.97]), 5.0
+    return {"logits": logits, "temperature": 0.01}
+
+
+def _changing_logits(logits: Tensor, temperature: float) -> Tensor:
+    logits /= temperature
+    return softmax(logits, -1)
+
+
+def _naive_tempered(logits: Tensor, temperature: float) -> Tensor:
+    e = (logits / temperature).exp()
+    return e / e.sum(-1, keepdim=True)
+
+
 TEMPERED_SOFTMAX = Exercise(
     name="tempered_softmax",
     notebook="00_start_here",
@@ -306,7 +351,7 @@ TEMPERED_SOFTMAX = Exercise(
         Probe("a batch, hot", _logits(2, 5, temperature=3.0), "B V"),
         Probe("temperature 1", _logits(2, 5, temperature=1.0), "B V"),
         Probe("three axes", _logits(2, 3, 4, temperature=0.7), "B T V"),
-        Probe("very cold", _logits(2, 5, temperature=0.01), "B V", edge=True, tolerance=1e-3),
+        Probe("very cold", _very_cold, "B V", edge=True, tolerance=1e-3),
     ),
     mistakes=(
         Mistake(
@@ -316,7 +361,7 @@ TEMPERED_SOFTMAX = Exercise(
         ),
         Mistake(
             "the temperature has no effect",
-            "adding or scaling after the fact cancels in the quotient; only scores divided before exp change shape.",
+            "the same number subtracted from every score cancels, in the quotient; only a division changes the shape.",
             lambda logits, temperature: softmax(logits, -1),
         ),
         Mistake(
@@ -334,7 +379,21 @@ TEMPERED_SOFTMAX = Exercise(
             "the temperature is squared",
             "temperature 2 would act as 4.",
             lambda logits, temperature: softmax(logits / temperature**2, -1),
-            (lambda logits, temperature: softmax(logits / math.sqrt(temperature), -1),),
+        ),
+        Mistake(
+            "the root of the temperature is taken",
+            "temperature 4 would act as 2.",
+            lambda logits, temperature: softmax(logits / math.sqrt(temperature), -1),
+        ),
+        Mistake(
+            "the input is changed in place",
+            "the caller still needs its scores, and autograd does too.",
+            _changing_logits,
+        ),
+        Mistake(
+            "exp overflows: the largest score is not subtracted before it",
+            "a low temperature makes large scores; exp of 89 is infinity in float32, and the quotient NaN.",
+            _naive_tempered,
         ),
         Mistake(
             "the temperature acts as an exponent of the scores",

@@ -195,7 +195,7 @@ def test_a_difference_is_put_into_words():
     assert difference(torch.ones(2), None, "V").what.startswith("nothing came back")
     assert difference(torch.ones(2, 3), torch.ones(2), "B V").what == "shape: the number of axes must be 2, not 1"
     assert difference([1], (1,)).what == "type"
-    assert difference(torch.zeros(9), torch.arange(9.0)).got == "0 1 2 3 4 5 …"
+    assert difference(torch.zeros(9), torch.arange(9.0)).got == "… 3 4 5 6 7 8"
 
 
 # Messages.
@@ -238,7 +238,14 @@ def test_hints_come_one_by_one(workspace, capsys):
         checks.hint("softmax")
     checks.hint("softmax", n=1)
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:11] for line in lines] == ["hint 1 of 3", "hint 2 of 3", "hint 3 of 3", "hint 3 of 3", "hint 1 of 3"]
+    assert [line[:11] for line in lines] == [
+        "hint 1 of 3",
+        "hint 2 of 3",
+        "hint 3 of 3",
+        "hint 3 of 3",
+        "that was th",
+        "hint 1 of 3",
+    ]
     assert checks.progress_table()[0].hints == 3
     with pytest.raises(ValueError, match=r"n must be in 1..3, got n=4"):
         checks.hint("softmax", n=4)

@@ -201,6 +201,19 @@ def rounded(x, dim):
     return torch.round(torch.softmax(x, dim) * 100) / 100
 
 
+def absolute(x, dim):
+    return F.normalize(x.abs(), p=1, dim=dim)
+
+
+def rectified(x, dim):
+    return x.clamp(min=0) / x.clamp(min=0).sum(dim, keepdim=True)
+
+
+def padded_sum(x, dim):
+    e = torch.exp(x - x.amax(dim, keepdim=True))
+    return e / (e.sum(dim, keepdim=True) + 1e-3)
+
+
 WRONG = {
     no_maximum: "the largest score is not subtracted",
     maximum_of_everything: "of the whole tensor is subtracted",
@@ -220,6 +233,8 @@ WRONG = {
     not_moved_back: "not moved back",
     no_exp: "exp is left out",
     no_exp_after_shift: "exp is left out",
+    absolute: "the absolute values stand",
+    rectified: "relu stands",
     sum_of_scores: "divided by the sum of the scores",
     squared: "squares stand where",
     negative: "the sign is turned",
@@ -239,6 +254,7 @@ WRONG = {
     detached: "no gradient gets through",
     through_numpy: "no gradient gets through",
     subtracted_after_exp: "subtracted after exp",
+    padded_sum: "a small number is added to the sum",
     in_bfloat16: "precision is lost",
     rounded: "precision is lost",
 }
@@ -401,12 +417,20 @@ def test_the_number_of_threads_changes_nothing(n_threads):
 
 # The bug hunt.
 
+
+def only_quotient(e):
+    return e / e.sum(-1, keepdim=True)
+
+
 HUNT_WRONG = {
     "multiplied": lambda logits, temperature: torch.softmax(temperature * logits, dim=-1),
     "has no effect": lambda logits, temperature: torch.softmax(logits + temperature, dim=-1),
     "divided, after softmax": lambda logits, temperature: F.softmax(logits, -1).div(temperature),
     "first axis": lambda logits, temperature: F.softmax(logits / temperature, dim=0),
     "squared": lambda logits, temperature: F.softmax(logits / (temperature * temperature), dim=-1),
+    "root of the temperature": lambda logits, temperature: F.softmax(logits / temperature**0.5, -1),
+    "changed in place": lambda logits, temperature: logits.div_(temperature).softmax(-1),
+    "exp overflows": lambda logits, temperature: only_quotient((logits / temperature).exp()),
     "as an exponent": lambda logits, temperature: torch.pow(logits, temperature).softmax(-1),
 }
 
