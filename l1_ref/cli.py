@@ -65,7 +65,7 @@ def train(
     default = Path("runs") / (Path(texts[0]).stem if texts else "tales")
     folder = out_folder or default
     spec = RunSpec(texts, tokenizer, preset, model_settings, training)
-    _announce(folder, resume)
+    _require_free(folder, resume)
     try:
         metrics = train_run(spec, folder, resume=resume, device=_device(device), say=out.print)
     except KeyboardInterrupt as stop:  # here, because Typer would swallow where the run stopped
@@ -108,7 +108,7 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _announce(folder: Path, resume: bool) -> None:
+def _require_free(folder: Path, resume: bool) -> None:
     if not resume and (folder / METRICS_FILE).exists():
         raise ValueError(f"--out must be a folder without a run, {folder} holds one; choose another, or move it away")
 

@@ -95,7 +95,8 @@ def train_run(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG_FILE, config.to_dict())
         save_tokenizer(tokenizer, folder)
-        write_json(folder / SPEC_FILE, dataclasses.asdict(spec))
+        files = [str(Path(file).resolve()) for file in spec.files]  # a run may be resumed from elsewhere
+        write_json(folder / SPEC_FILE, dataclasses.asdict(spec) | {"files": files})
     say(
         f"{count_parameters(config):,} parameters, {tokenizer.vocab_size:,} tokens in the vocabulary, "
         f"{len(corpus.train):,} to train on, {len(corpus.validation):,} to validate, on {device}"
