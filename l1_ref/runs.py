@@ -80,8 +80,8 @@ def train_run(
         ValueError: A text, a setting or the checkpoint breaks its rule.
     """
     folder = Path(folder)
-    state = read_checkpoint_state(folder) if resume else None
-    if state is not None:
+    if resume:
+        read_checkpoint_state(folder)  # a missing or damaged checkpoint is told before any work is done
         spec = _merged(RunSpec(**read_json(folder / SPEC_FILE)), spec)
     documents = read_documents(spec.files) if spec.files else _training_tales()
     tokenizer = load_tokenizer(folder) if resume else build_tokenizer(_tokenizer_name(spec), documents)

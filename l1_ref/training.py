@@ -181,6 +181,7 @@ class _Loop:
         context = model.config.max_seq_length
         corpus.check(context)
         self.validation = corpus.validation_batches(context, max(1, EVALUATION_TOKENS // context))
+        self.fingerprint = corpus.fingerprint()  # once: every checkpoint holds it
         self.step, self.elapsed_s, self.curve, self.losses = 0, 0.0, [], []
         self.tokens_per_step = config.batch_size * config.accumulation * context
 
@@ -214,8 +215,9 @@ class _Loop:
         return [(x.to(self.device), y.to(self.device)) for x, y in batches]
 
     def _check(self, loss: torch.Tensor, lr: float) -> None:
-        # On CUDA reading the loss would make the processor wait, so there it is read now and then.
-        if (self.device.type == "cpu" or self.step % 20 == 0) and not math.isfinite(loss.item()):
+        # On CUDA reading the loss would make the processor wait, so there it is read now and then, and before a save.
+        due = self.device.type == "cpu" or self.step % 20 == 0 or (self.step + 1) % self.config.save_every == 0
+        if due and not math.isfinite(loss.item()):
             kept = f"the last good checkpoint is in {self.folder}" if self.folder else "no checkpoint was kept"
             raise FloatingPointError(
                 f"the loss must stay finite, got {loss.item()} at step {self.step + 1}, rate {lr:.3g}; {kept}. "
@@ -261,7 +263,7 @@ class _Loop:
             "scaler": self.scaler.state_dict(),
             "model": self.model.config.to_dict(),
             "training": asdict(self.config),
-            "corpus": self.corpus.fingerprint(),
+            "corpus": self.fingerprint,
         }
 
     def restore(self) -> None:
