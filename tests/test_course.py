@@ -7,15 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l1_ref.checks import marks
+from l1_ref.checks import EXERCISES, marks
 from l1_ref.course import build, sources, workspace
 from l1_ref.course.blank import blank, instructor, with_regions
 from l1_ref.course.workspace import WorkspaceError, learn
 
+SOFTMAX_HINTS = EXERCISES["softmax"].hints
 SOURCE = '''# %% [markdown]
 # # A title
 
-# %% tags=["exercise"] name="double" points=2
+# %% tags=["exercise"] name="double" points=2 difficulty="easy" minutes=5
 def double(x):
     """Return twice x."""
     # Why: because.
@@ -64,12 +65,12 @@ class Pair:
 
 
 def test_a_blank_keeps_signatures_and_docstrings_and_nothing_else():
-    exercise = blank(sources.parse(SOURCE)).cells[1]
+    exercise = blank(sources.parse(SOURCE)).cells[2]
     assert exercise.source == BLANK
 
 
 def test_nbgraders_metadata_comes_from_the_tags():
-    _, exercise, check = blank(sources.parse(SOURCE)).cells
+    _, _, exercise, check = blank(sources.parse(SOURCE)).cells
     assert exercise.metadata.nbgrader.solution and not exercise.metadata.nbgrader.grade
     assert exercise.metadata.nbgrader.grade_id == "double" and exercise.metadata.nbgrader.schema_version == 3
     assert check.metadata.nbgrader.grade and check.metadata.nbgrader.locked
@@ -79,9 +80,9 @@ def test_nbgraders_metadata_comes_from_the_tags():
 
 def test_markers_are_seen_only_by_nbgrader():
     notebook = sources.parse(SOURCE)
-    assert "BEGIN SOLUTION" in instructor(notebook).cells[1].source
+    assert "BEGIN SOLUTION" in instructor(notebook).cells[2].source
     assert all("SOLUTION" not in cell.source for edition in (notebook, blank(notebook)) for cell in edition.cells)
-    assert "nbgrader" not in notebook.cells[1].metadata
+    assert "nbgrader" not in notebook.cells[2].metadata
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,17 @@ def test_what_cannot_be_blanked_is_an_error(code, words):
         with_regions(code)
 
 
+def test_an_exercise_is_led_by_its_facts_and_its_folded_hints():
+    guide = sources.parse(SOURCE.replace('"double"', '"softmax"')).cells[1].source
+    assert guide.startswith("Difficulty: easy. About 5 minutes. 2 points.")
+    assert [guide.count(f"<summary>Hint {n}</summary>\n\n{hint}") for n, hint in enumerate(SOFTMAX_HINTS, 1)] == [1] * 3
+
+
+def test_the_words_of_a_guide_do_not_count():
+    long = "# %% [markdown]\n# " + "word " * 2500 + "\n\n"
+    assert sources.broken_rules(sources.parse(long + SOURCE.split("\n\n", 1)[1])) == []
+
+
 # Sources.
 
 
@@ -105,7 +117,7 @@ def test_ids_depend_on_names_and_content_alone():
     longer = sources.parse("# %% [markdown]\n# New.\n\n" + SOURCE)
     ids = [cell["id"] for cell in first.cells]
     assert ids == [cell["id"] for cell in again.cells] == [cell["id"] for cell in longer.cells][1:]
-    assert ids[1:] == ["double", "double-check"]
+    assert ids[1:] == ["double-guide", "double", "double-check"]
 
 
 def test_equal_cells_get_different_ids():
@@ -118,6 +130,11 @@ def test_equal_cells_get_different_ids():
     [
         ('# %% tags=["exercise"] name="f"\ndef f():\n    return 1\n', "followed directly by its check"),
         ('# %% tags=["check"]\nprint(1)\n', "directly below an exercise"),
+        (
+            '# %% tags=["exercise"] name="f" difficulty="odd" minutes=5\ndef f():\n    return 1\n',
+            "must have a difficulty",
+        ),
+        ('# %% tags=["exercise"] name="f" difficulty="easy"\ndef f():\n    return 1\n', "and minutes (a whole number)"),
         ("# %%\n" + "print(1)\n" * 21, "at most 20 lines, got 21"),
         ("# %% [markdown]\n# " + "word " * 2501 + "\n", "within 2500 words, got 2501"),
         ("# %% [markdown]\n# ![](picture.png)\n", "no alt text"),

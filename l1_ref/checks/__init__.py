@@ -5,15 +5,47 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from l1_ref.checks import marks
-from l1_ref.checks.engine import Exercise
+from l1_ref.checks import attention, blocks, embeddings, marks, model, start_here, tokens
+from l1_ref.checks.engine import Exercise, Mistake, Probe, Property
 from l1_ref.checks.messages import CheckFailed
-from l1_ref.checks.start_here import EXERCISES as _START_HERE
 
-__all__ = ["EXERCISES", "CheckFailed", "exercise", "give", "hint", "progress", "progress_table"]
+__all__ = [
+    "EXERCISES",
+    "CheckFailed",
+    "Exercise",
+    "Mistake",
+    "Probe",
+    "Property",
+    "add",
+    "exercise",
+    "give",
+    "hint",
+    "progress",
+    "progress_table",
+]
 
-EXERCISES: dict[str, Exercise] = {each.name: each for each in _START_HERE}
+_MODULES = (start_here, tokens, embeddings, attention, blocks, model)
+EXERCISES: dict[str, Exercise] = {each.name: each for module in _MODULES for each in module.EXERCISES}
 _hints_taken: Counter[str] = Counter()
+
+
+def add(new: Exercise) -> Exercise:
+    """Make an exercise of your own known to `checks`, with its hints and its line in the progress.
+
+    Args:
+        new: The exercise.
+
+    Returns:
+        The same exercise.
+
+    Raises:
+        ValueError: Its name is taken by another exercise, or by a function of `checks`.
+    """
+    known = EXERCISES.get(new.name)
+    if new.name in globals() or (known is not None and known.notebook != new.notebook):
+        raise ValueError(f"an exercise needs a name of its own, got {new.name!r}, which is taken")
+    EXERCISES[new.name] = new
+    return new
 
 
 def exercise(name: str | Callable) -> Exercise:

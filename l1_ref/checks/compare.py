@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,24 @@ class Failure:
     """
 
     error: Exception
+
+
+@dataclass(frozen=True)
+class Rough:
+    """A figure that chance blurs, such as the share of zeros that dropout leaves.
+
+    Args:
+        value: The figure, as measured.
+        within: How far two measurements of the same thing may lie apart.
+    """
+
+    value: float
+    within: float
+
+    def __str__(self) -> str:
+        return f"about {number(float(self.value), 2)}"
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)
@@ -40,15 +58,17 @@ class Difference:
 def same(a: Any, b: Any, tolerance: float) -> bool:
     """Say whether two observed values are the same behaviour.
 
-    NaN equals NaN, infinity equals infinity, and any failure equals any other.
+    NaN equals NaN, infinity equals infinity, and a failure equals any other, but an endless loop only an endless loop.
 
     Args:
         a: A tensor, number, container of these, or anything with ==.
         b: The same.
         tolerance: Largest difference allowed, beside ten times as much of the value itself.
     """
-    if isinstance(a, Failure) or isinstance(b, Failure):
-        return isinstance(a, Failure) and isinstance(b, Failure)
+    if isinstance(a, Failure) and isinstance(b, Failure):
+        return isinstance(a.error, TimeoutError) == isinstance(b.error, TimeoutError)
+    if isinstance(a, Rough) and isinstance(b, Rough):
+        return math.isclose(a.value, b.value, rel_tol=0, abs_tol=max(a.within, b.within))
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return _same_tensor(a, b, tolerance)
     if _is_number(a) and _is_number(b):
@@ -98,6 +118,8 @@ def difference(expected: Any, got: Any, axes: str = "", dim: int = -1) -> Differ
     """
     if got is None and expected is not None:
         return Difference("nothing came back: is a return missing?", kind(expected, axes), "None")
+    if isinstance(expected, dict) and isinstance(got, dict):
+        return _differing_keys(expected, got)
     if not isinstance(expected, Tensor) or not isinstance(got, Tensor):
         same_type = type(expected) is type(got) or (_is_number(expected) and _is_number(got))
         return Difference("values" if same_type else "type", *_texts(expected, got, axes, same_type))
@@ -110,6 +132,23 @@ def difference(expected: Any, got: Any, axes: str = "", dim: int = -1) -> Differ
     return Difference("values", *_differing_entries(expected, got, dim))
 
 
+def _differing_keys(expected: dict, got: dict, n_shown: int = 4) -> Difference:
+    """Compare dicts key by key: which are missing, which are too many, which hold something else."""
+
+    def named(keys: list) -> str:
+        return ", ".join(str(key) for key in keys[:n_shown]) + (", …" if len(keys) > n_shown else "")
+
+    missing, extra = ([key for key in a if key not in b] for a, b in ((expected, got), (got, expected)))
+    other = [key for key in expected if key in got and not same(expected[key], got[key], 0.0)]
+    parts = {"missing": missing, "not expected": extra, "other value": [] if missing or extra else other}
+    what = "; ".join(f"{label}: {named(keys)}" for label, keys in parts.items() if keys)
+    texts = (
+        short({key: each[key] for key in keys[:n_shown]})
+        for each, keys in ((expected, [*missing, *other]), (got, [*extra, *other]))
+    )
+    return Difference(what or "values", *texts)
+
+
 def _texts(expected: Any, got: Any, axes: str, same_type: bool) -> tuple[str, str]:
     return _told_apart(short, expected, got) if same_type else (kind(expected, axes), kind(got))
 
@@ -118,6 +157,9 @@ def _wrong_axes(expected: Tensor, got: Tensor, axes: str) -> str:
     if expected.ndim != got.ndim:
         return f"shape: the number of axes must be {expected.ndim}, not {got.ndim}"
     names = axes.split() or [f"axis {i}" for i in range(expected.ndim)]
+    sizes = list(expected.shape)
+    if sorted(sizes) == sorted(got.shape) and len(set(sizes)) == len(sizes) and axes:
+        return f"shape: the axes must be in the order {axes}, not {' '.join(names[sizes.index(n)] for n in got.shape)}"
     wrong = [
         f"{name} must be {size}, not {other}"
         for name, size, other in zip(names, expected.shape, got.shape, strict=True)
@@ -131,10 +173,7 @@ def _differing_entries(expected: Tensor, got: Tensor, dim: int, n_shown: int = 6
     if not expected.ndim:
         return *_told_apart(short, expected, got), ""
     dim = dim % expected.ndim if -expected.ndim <= dim < expected.ndim else expected.ndim - 1
-    gap = (expected.double() - got.double()).abs()
-    gap = gap.nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(expected == got, 0)
-    gap = gap.masked_fill(expected.isnan() & got.isnan(), 0)
-    index = [int(i) for i in torch.unravel_index(gap.argmax(), gap.shape)]
+    index = worst_index(expected, got)
     first = max(0, min(index[dim] - n_shown + 1, expected.shape[dim] - n_shown))
     place = tuple(slice(None) if axis == dim else i for axis, i in enumerate(index))
 
@@ -145,6 +184,14 @@ def _differing_entries(expected: Tensor, got: Tensor, dim: int, n_shown: int = 6
 
     where = "[" + ", ".join(":" if axis == dim else str(i) for axis, i in enumerate(index)) + "]"
     return *_told_apart(text, expected, got), where if expected.ndim > 1 else ""
+
+
+def worst_index(expected: Tensor, got: Tensor) -> tuple[int, ...]:
+    """Return the index of the largest difference between two tensors of one shape."""
+    gap = (expected.double() - got.double()).abs()
+    gap = gap.nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(expected == got, 0)
+    gap = gap.masked_fill(expected.isnan() & got.isnan(), 0)
+    return tuple(int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
 
 
 def _told_apart(text: Callable[[Any, int], str], a: Any, b: Any) -> tuple[str, str]:
@@ -182,8 +229,16 @@ def short(value: Any, digits: int = 3, limit: int = 72) -> str:
     """Write a value in one line: small tensors in full, large ones by their shape."""
     if isinstance(value, Tensor):
         return _nested(value.tolist(), digits) if value.numel() <= 12 else kind(value)
+    if is_dataclass(value) and not isinstance(value, type | Rough):
+        return _settings(value)
     text = number(value, digits) if isinstance(value, float) else repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _settings(record: Any) -> str:
+    """Write a dataclass with the fields that are not at their defaults."""
+    chosen = {f.name: getattr(record, f.name) for f in fields(record) if getattr(record, f.name) != f.default}
+    return f"{type(record).__name__}({', '.join(f'{name}={value!r}' for name, value in chosen.items())})"
 
 
 def _nested(value: Any, digits: int) -> str:

@@ -5,20 +5,30 @@ hints. Every run ends in an observation: a flat dict of all that can be seen fro
 gradients, and whether an input was changed. A mistake whose observations equal the reader's is the diagnosis.
 """
 
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import combinations
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from l1_ref.checks import marks, messages
-from l1_ref.checks.compare import Failure, largest_difference, same
-from l1_ref.checks.observe import Inputs, Observation, apart, copies, observe_call
+from l1_ref.checks import marks, messages, pictures
+from l1_ref.checks.compare import Failure
+from l1_ref.checks.diagnosis import differing, explain
+from l1_ref.checks.observe import (
+    Inputs,
+    Observation,
+    apart,
+    copies,
+    filled,
+    limited,
+    observe_call,
+    observe_module,
+)
 
-Place = tuple[int, str]  # the index of a probe, the name of something seen
-_MISSING = object()
+Observer = Callable[[Callable, Inputs, bool, int], Observation]
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Probe:
         gradient: Whether gradients are compared too.
         edge: Whether these are extreme inputs; a mistake is first told by its answers to ordinary ones.
         tolerance: Largest absolute difference allowed here; the exercise's own where None.
+        observe: How a candidate is run on these inputs; the exercise's own way where None.
+        picture: Whether a wrong output is drawn beside the right one.
     """
 
     name: str
@@ -40,6 +52,8 @@ class Probe:
     gradient: bool = True
     edge: bool = False
     tolerance: float | None = None
+    observe: Observer | None = None
+    picture: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,8 @@ class Property:
 
     Args:
         name: The rule, as a sentence.
-        holds: Takes the candidate and one probe's inputs by name.
+        holds: Takes the candidate and one probe's inputs by name. Of an exercise with `init` it takes the module,
+            built, filled with fixed numbers and in eval mode, and the inputs of the call.
     """
 
     name: str
@@ -62,7 +77,8 @@ class Mistake:
     Args:
         name: What is wrong, in a few words.
         why: Why it matters, in one sentence.
-        wrong: The reference with that one change.
+        wrong: The reference with that one change. Where several mistakes are switches of one function or class,
+            each a `functools.partial` of it, two of them together are recognised too.
         versions: Other ways to make the same mistake, where they behave differently.
         tolerance: How closely outputs must agree to be this mistake; the exercise's own where None.
     """
@@ -82,11 +98,13 @@ class Verdict:
         state: "solved", "given" (the reference handed in), "unwritten" or "wrong".
         text: The message for the reader.
         mistakes: Names of the mistakes that explain the answer; empty where none does.
+        picture: HTML that shows the answer beside the right one; empty where a picture says nothing.
     """
 
     state: str
     text: str
     mistakes: tuple[str, ...] = ()
+    picture: str = ""
 
     @property
     def passed(self) -> bool:
@@ -106,7 +124,9 @@ class Exercise:
         mistakes: The catalogue; where two look alike, the first is named.
         properties: Rules, in the order in which they are to be told.
         hints: From a nudge to a plan.
-        observe: Runs a candidate on one probe's inputs; `observe_call` for functions.
+        init: Names of the inputs that a module is built with; empty for functions.
+        observe: Runs a candidate on one probe's inputs; where None, `observe_module` for an exercise with `init`,
+            and `observe_call` for any other.
         tolerance: Largest absolute difference from the reference; relative, ten times that.
     """
 
@@ -117,7 +137,8 @@ class Exercise:
     mistakes: tuple[Mistake, ...]
     properties: tuple[Property, ...]
     hints: tuple[str, str, str]
-    observe: Callable[[Callable, Inputs, bool, int], Observation] = observe_call
+    init: tuple[str, ...] = ()
+    observe: Observer | None = None
     tolerance: float = 1e-5
 
     def __call__(self, candidate: Any) -> None:
@@ -133,7 +154,7 @@ class Exercise:
         verdict = self.diagnose(candidate)
         marks.record(self.name, verdict.state)
         if not verdict.passed:
-            raise messages.failure(self.name, verdict.text)
+            raise messages.failure(verdict.text, verdict.picture)
         print(verdict.text)
 
     check = __call__
@@ -145,129 +166,101 @@ class Exercise:
             candidate: The reader's function or class.
             seed: Of the probes' random numbers.
         """
-        if candidate is self.reference:
+        if self._is_reference(candidate):
             return Verdict("given", messages.given(self.name))
-        if not callable(candidate):
-            return Verdict("wrong", messages.not_callable(self.name, candidate))
-        with apart():
-            return self._judge(candidate, seed)
+        if not callable(candidate) or (self.init and isinstance(candidate, nn.Module)):
+            return Verdict("wrong", messages.not_the_code(self, candidate))
+        printed = io.StringIO()
+        with apart(printed):
+            return self._judge(candidate, seed, printed)
 
-    def _judge(self, candidate: Callable, seed: int) -> Verdict:
-        expected = self.observations(self.reference, seed)
-        got = self.observations(candidate, seed)
+    def _is_reference(self, candidate: Any) -> bool:
+        """Say whether the reference itself was handed in, be it behind a partial, a decorator or a bare subclass."""
+        reference, candidate = _unwrapped(self.reference), _unwrapped(candidate)
+        bare = isinstance(candidate, type) and reference in candidate.__mro__ and "forward" not in vars(candidate)
+        return candidate is reference or bare
+
+    def _judge(self, candidate: Callable, seed: int, printed: io.StringIO) -> Verdict:
+        expected, got = self.observations(self.reference, seed), self.observations(candidate, seed)
         if any(messages.is_unwritten(value) for seen in got for value in seen.values()):
             return Verdict("unwritten", messages.unwritten(self.name))
-        case = next(self._differences(expected, got), None)
-        broken = self._broken_rule(candidate, seed, None if case is None else case[0])
-        if case is None and broken is None:
-            return Verdict("solved", messages.solved(self))
-        if case is not None and self._is_noisy(candidate, seed, case[0]):
-            return Verdict("wrong", messages.noisy(self, self._inputs(seed)[case[0]]))
-        found = self._explain(expected, got, seed) if case else None
+        places = [place for i in range(len(got)) for place in differing(self, i, expected[i], got[i])]
+        story = messages.Story(self, self._inputs(seed), expected, got, printed.getvalue())
+        if not places:
+            broken = self._broken_rule(candidate, seed)
+            return Verdict("wrong", messages.unexplained(story, None, broken)) if broken else self._solved()
+        found = explain(self, expected, got, seed)
         if found is None:
-            return Verdict("wrong", messages.unexplained(self, self._inputs(seed), expected, got, case, broken))
-        mistakes, gap, ordinary_only = found
-        # The picture of a mistake is an answer, where there is one, not an exception.
-        shown = next((place for place in self._differences(expected, got) if _is_value(got, *place)), case)
-        return Verdict(
-            "wrong",
-            messages.explained(self, self._inputs(seed), expected, got, shown, mistakes, gap, ordinary_only),
-            tuple(mistake.name for mistake in mistakes),
-        )
+            # An exception comes first: what else differs on that input may only follow from it.
+            case = next((p for p in places if p[0] == places[0][0] and not _is_value(got, *p)), places[0])
+            broken = self._broken_rule(candidate, seed, case[0]) if _is_value(got, *case) else None
+            return Verdict("wrong", messages.unexplained(story, case, broken), (), pictures.of(story, case))
+        # What is shown of a mistake is an answer, where there is one, not an exception.
+        case = next((place for place in places if _is_value(got, *place)), places[0])
+        names = tuple(mistake.name for mistake in found.mistakes)
+        return Verdict("wrong", messages.explained(story, case, found), names, pictures.of(story, case))
+
+    def _solved(self) -> Verdict:
+        return Verdict("solved", messages.solved(self))
+
+    def observation(self, candidate: Callable, index: int, seed: int = 0) -> Observation:
+        """Run a candidate on one probe.
+
+        Args:
+            candidate: The function or class.
+            index: Of the probe.
+            seed: Of the probe's random numbers.
+        """
+        probe = self.probes[index]
+        usual = partial(observe_module, init=self.init) if self.init else observe_call
+        with limited():
+            return (probe.observe or self.observe or usual)(candidate, self._input(index, seed), probe.gradient, seed)
 
     def observations(self, candidate: Callable, seed: int = 0) -> list[Observation]:
-        """Run a candidate on every probe.
+        """Run a candidate on every probe; after an endless loop the others are not waited for.
 
         Args:
             candidate: The function or class.
             seed: Of the probes' random numbers.
         """
-        pairs = zip(self.probes, self._inputs(seed), strict=True)
-        return [self.observe(candidate, inputs, probe.gradient, seed) for probe, inputs in pairs]
+        found: list[Observation] = []
+        for index in range(len(self.probes)):
+            stuck = found and any(
+                isinstance(v, Failure) and isinstance(v.error, TimeoutError) for v in found[-1].values()
+            )
+            found.append(found[-1] if stuck else self.observation(candidate, index, seed))
+        return found
 
     def _inputs(self, seed: int) -> list[Inputs]:
-        return [p.build(torch.Generator().manual_seed(1000 * seed + i)) for i, p in enumerate(self.probes)]
+        return [self._input(index, seed) for index in range(len(self.probes))]
 
-    def _differences(
-        self, a: list[Observation], b: list[Observation], tolerance: float | None = None
-    ) -> Iterator[Place]:
-        """Yield the index of the probe and the name of the value for all that differs."""
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            allowed = max(tolerance or 0.0, self.probes[index].tolerance or self.tolerance)
-            for name in x | y:
-                if not same(x.get(name, _MISSING), y.get(name, _MISSING), allowed):
-                    yield index, name
+    def _input(self, index: int, seed: int) -> Inputs:
+        return self.probes[index].build(torch.Generator().manual_seed(1000 * seed + index))
 
-    def _is_noisy(self, candidate: Callable, seed: int, index: int) -> bool:
-        """Say whether two calls on the same input differ, as the reference's do not."""
-        inputs = self._inputs(seed)[index]
-
-        def differs(code: Callable) -> bool:
-            one, two = (self.observe(code, inputs, False, s).get("output") for s in (seed, seed + 1))
-            return isinstance(one, torch.Tensor) and not same(one, two, self.tolerance)
-
-        return differs(candidate) and not differs(self.reference)
-
-    def _broken_rule(self, candidate: Callable, seed: int, index: int | None) -> tuple[str, int] | None:
+    def _broken_rule(self, candidate: Callable, seed: int, index: int | None = None) -> tuple[str, int] | None:
         """Return the first rule that breaks and its probe: the one at `index`, or any where that is None."""
         for i, inputs in enumerate(self._inputs(seed)):
             for rule in self.properties if index in (None, i) else ():
                 try:
                     torch.default_generator.manual_seed(seed)
-                    if not rule.holds(candidate, **copies(inputs)):
-                        return rule.name, i
+                    with limited():
+                        if not self._holds(rule, candidate, copies(inputs), seed):
+                            return rule.name, i
                 except Exception:
                     return rule.name, i
         return None
 
-    def _explain(self, expected: list[Observation], got: list[Observation], seed: int):
-        """Find the mistakes that make the reference behave as the reader's code does.
-
-        Returns:
-            The mistakes, the largest difference left, and whether only ordinary probes are explained; or None.
-        """
-        suspects = _suspects(self, seed)
-        for s in suspects:
-            if not any(self._differences(s.seen, got, s.mistake.tolerance)):
-                return (s.mistake,), _gap(s.seen, got), False
-        unlike = [set(self._differences(s.seen, got, s.mistake.tolerance)) for s in suspects]
-        ordinary = [i for i, probe in enumerate(self.probes) if not probe.edge]
-        if any(i in ordinary for i, _ in self._differences(expected, got)):
-            for s, places in zip(suspects, unlike, strict=True):
-                if not any(i in ordinary for i, _ in places):
-                    return (s.mistake,), _gap([s.seen[i] for i in ordinary], [got[i] for i in ordinary]), True
-        exact = [(s, places) for s, places in zip(suspects, unlike, strict=True) if s.mistake.tolerance is None]
-        for (a, unlike_a), (b, unlike_b) in combinations(exact, 2):
-            # Each thing seen is as one of the two makes it; where only one changes it, as that one does.
-            alone = unlike_a & (a.changes - b.changes) or unlike_b & (b.changes - a.changes)
-            if a.mistake is not b.mistake and not (unlike_a & unlike_b or alone):
-                return (a.mistake, b.mistake), None, False
-        return None
+    def _holds(self, rule: Property, candidate: Callable, inputs: Inputs, seed: int) -> bool:
+        if self.init:
+            candidate = filled(candidate(*(inputs.pop(name) for name in self.init)), seed)
+        return rule.holds(candidate, **inputs)
 
 
-@dataclass(frozen=True)
-class _Suspect:
-    """A wrong version: what it does, and where that is unlike the reference."""
-
-    mistake: Mistake
-    seen: list[Observation]
-    changes: set[Place]
-
-
-@lru_cache(maxsize=64)
-def _suspects(exercise: Exercise, seed: int) -> list[_Suspect]:
-    """Run all wrong versions; they are kept, so that the next wrong answer is judged at once."""
-    expected, found = exercise.observations(exercise.reference, seed), []
-    for mistake in exercise.mistakes:
-        for version in (mistake.wrong, *mistake.versions):
-            seen = exercise.observations(version, seed)
-            found.append(_Suspect(mistake, seen, set(exercise._differences(expected, seen))))
-    return found
+def _unwrapped(code: Any) -> Any:
+    while hasattr(code, "__wrapped__") or isinstance(code, partial):
+        code = code.__wrapped__ if hasattr(code, "__wrapped__") else code.func
+    return code
 
 
 def _is_value(seen: list[Observation], index: int, name: str) -> bool:
-    return name in seen[index] and not isinstance(seen[index][name], Failure)
-
-
-def _gap(a: list[Observation], b: list[Observation]) -> float:
-    return max(largest_difference(x[name], y[name]) for x, y in zip(a, b, strict=True) for name in x if name in y)
+    return not isinstance(seen[index].get(name), Failure)

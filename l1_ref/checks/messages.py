@@ -6,15 +6,16 @@ import math
 import os
 import sysconfig
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from l1_ref.checks.compare import Failure, difference, named_shape, short
+from l1_ref.checks.observe import GRADIENT, OUTPUT, REPEATED, Inputs, Observation
 
 STUB_MESSAGE = "not written yet"
-GRADIENT = "the gradient of "
 _CUTS = "math functions, .item(), numpy, detach or torch.tensor(...) cut it"
 _OVERWRITTEN = (
     "an in-place operation (-=, /=, *=) overwrote a value that the gradient needs: write x = x - m, not x -= m"
@@ -30,6 +31,25 @@ _NOT_THE_READERS = tuple(
 )
 
 
+@dataclass(frozen=True)
+class Story:
+    """What a check did, for the message to tell.
+
+    Args:
+        exercise: Whose check it is.
+        inputs: Of each probe.
+        expected: What was seen of the reference, a probe each.
+        got: What was seen of the reader's code.
+        printed: What the reader's code printed meanwhile.
+    """
+
+    exercise: Any
+    inputs: list[Inputs]
+    expected: list[Observation]
+    got: list[Observation]
+    printed: str = ""
+
+
 class CheckFailed(AssertionError):
     """The reader's code is not right yet; the message says why."""
 
@@ -41,18 +61,18 @@ class CheckFailed(AssertionError):
         return [text.splitlines()[0]] if self.shown else [text]
 
 
-def failure(name: str, text: str) -> CheckFailed:
+def failure(text: str, picture: str = "") -> CheckFailed:
     """Make the exception, and show the message as HTML where a notebook listens.
 
     Args:
-        name: The exercise.
         text: The message.
+        picture: HTML to show below it.
     """
     error = CheckFailed(text)
     if _in_notebook():
         from IPython.display import display
 
-        display({"text/html": as_html(text), "text/plain": text}, raw=True)
+        display({"text/html": as_html(text, picture), "text/plain": text}, raw=True)
         error.shown = True
     return error
 
@@ -65,13 +85,13 @@ def _in_notebook() -> bool:
     return hasattr(get_ipython(), "kernel")
 
 
-def as_html(text: str) -> str:
-    """Write a message as HTML that reads well on a light and on a dark page."""
+def as_html(text: str, picture: str = "") -> str:
+    """Write a message, and HTML below it, as HTML that reads well on a light and on a dark page."""
     head, *rest = text.splitlines()
-    body = f"<pre style='margin:.3em 0 0;color:inherit;background:none'>{html.escape(chr(10).join(rest))}</pre>"
+    body = f"<pre style='margin:.3em 0 0;color:inherit;background:none;white-space:pre-wrap'>{html.escape(chr(10).join(rest))}</pre>"
     return (
         "<div style='border-left:4px solid #D55E00;padding:.2em .8em'>"
-        f"<strong>{html.escape(head)}</strong>{body if rest else ''}</div>"
+        f"<strong>{html.escape(head)}</strong>{body if rest else ''}{picture}</div>"
     )
 
 
@@ -97,10 +117,12 @@ def unwritten(name: str) -> str:
     return f"· {name} · {STUB_MESSAGE}   {hint_call(name)}"
 
 
-def not_callable(name: str, candidate: Any) -> str:
+def not_the_code(exercise: Any, candidate: Any) -> str:
     """Say that something else than code was handed in."""
+    name = exercise.name
     got = "None" if candidate is None else f"a value of type {type(candidate).__name__}"
-    return f"✗ {name} · hand in the code itself, as in checks.{name}({name}), without calling it; got {got}"
+    how = f"hand in the {'class' if exercise.init else 'code'} itself, as in checks.{name}({name})"
+    return f"✗ {name} · {how}, without calling it; got {got}"
 
 
 def is_unwritten(value: Any) -> bool:
@@ -111,19 +133,24 @@ def is_unwritten(value: Any) -> bool:
     return str(value.error) in ("", STUB_MESSAGE) or "raise NotImplementedError" in (frame.line or "")
 
 
-def explained(exercise, inputs, expected, got, case, mistakes, gap, ordinary_only) -> str:
-    """Name the mistakes that make the reference behave as the reader's code does."""
-    index, name = case
-    head = f"✗ {exercise.name} · looks like: {', and '.join(mistake.name for mistake in mistakes)}"
-    if gap is None:
+def explained(story: Story, case: tuple[int, str], found: Any) -> str:
+    """Name the mistakes that make the reference behave as the reader's code does.
+
+    Args:
+        story: What the check did.
+        case: The probe and the thing seen that are shown.
+        found: The diagnosis.
+    """
+    names = ", and ".join(mistake.name for mistake in found.mistakes)
+    changes = "that one change" if len(found.mistakes) == 1 else "these two changes"
+    if found.gap is None:
         equals = "each of your answers equals the reference with one or both of these changes"
-    elif ordinary_only:
-        equals = f"on ordinary inputs your answers equal the reference with that one change ({_within(gap)})"
     else:
-        equals = f"your answers equal the reference with that one change ({_within(gap)})"
-    lines = [head, equals, *_case(exercise, inputs, expected, got, index, name)]
-    lines += [f"why it matters: {mistake.why}" for mistake in mistakes]
-    return _indented([*lines, hint_call(exercise.name)])
+        where = "on ordinary inputs your answers equal" if found.ordinary_only else "your answers equal"
+        equals = f"{where} the reference with {changes} ({_within(found.gap)})"
+    lines = [f"✗ {story.exercise.name} · looks like: {names}", equals, *_case(story, *case)]
+    lines += [f"why it matters: {mistake.why}" for mistake in found.mistakes]
+    return _told(story, lines)
 
 
 def _within(gap: float) -> str:
@@ -132,23 +159,31 @@ def _within(gap: float) -> str:
     return f"largest difference below 1e{power:d}"
 
 
-def unexplained(exercise, inputs, expected, got, case, broken) -> str:
-    """Show the smallest failing case, where no known mistake explains it."""
+def unexplained(story: Story, case: tuple[int, str] | None, broken: tuple[str, int] | None) -> str:
+    """Show the smallest failing case, where no known mistake explains it.
+
+    Args:
+        story: What the check did.
+        case: The first probe and thing seen that differ; None where only a rule is broken.
+        broken: The first rule that breaks, and its probe.
+    """
+    exercise = story.exercise
     if case is None:
         rule, index = broken
-        head = f"✗ {exercise.name} · a rule is broken: {rule}"
-        return _indented([head, f"input     {_call(exercise.name, inputs[index])}", hint_call(exercise.name)])
+        return _told(story, [f"✗ {exercise.name} · a rule is broken: {rule}", _input(story, index)])
     index, name = case
-    value = got[index].get(name)
+    value = story.got[index].get(name)
     if isinstance(value, Failure):
-        return _indented([*_exception(exercise, inputs[index], name, value.error), hint_call(exercise.name)])
-    what = difference(expected[index].get(name), value, exercise.probes[index].axes).what
-    lines = [f"✗ {exercise.name} · {_headline(name, value, what)}"]
-    lines += _case(exercise, inputs, expected, got, index, name)
+        return _told(story, _exception(story, index, name, value.error))
+    if REPEATED in story.got[index]:
+        head = f"✗ {exercise.name} · {REPEATED} differ: something in your code is random"
+        return _told(story, [head, _input(story, index)])
+    what = difference(story.expected[index].get(name), value, exercise.probes[index].axes).what
+    lines = [f"✗ {exercise.name} · {_headline(name, value, what)}", *_case(story, *case)]
     # A rule about values means nothing where the type, shape or dtype is another.
     if broken is not None and what == "values":
         lines.append(f"broken rule: {broken[0]}")
-    return _indented([*lines, hint_call(exercise.name)])
+    return _told(story, lines)
 
 
 def _headline(name: str, value: Any, what: str) -> str:
@@ -157,37 +192,43 @@ def _headline(name: str, value: Any, what: str) -> str:
     return f"{name} is not right" if what == "values" else f"{name}: {what}"
 
 
-def noisy(exercise, inputs: dict[str, Any]) -> str:
-    """Say that the answer is left to chance."""
-    head = f"✗ {exercise.name} · two calls on the same input differ: something in your code is random"
-    return _indented([head, f"input     {_call(exercise.name, inputs)}", hint_call(exercise.name)])
-
-
-def _case(exercise, inputs, expected, got, index: int, name: str) -> list[str]:
-    probe, want, value = exercise.probes[index], expected[index].get(name), got[index].get(name)
-    lines = [f"input     {_call(exercise.name, inputs[index])}   ({probe.name})"]
+def _case(story: Story, index: int, name: str) -> list[str]:
+    probe, want, value = story.exercise.probes[index], story.expected[index].get(name), story.got[index].get(name)
+    lines = [f"{_input(story, index)}   ({probe.name})"]
+    if REPEATED in story.got[index]:
+        return [*lines, "expected  the same answer to the same input     got  another one each time"]
     if isinstance(value, Failure):
         return [*lines, f"expected  {short(want)}     got  {type(value.error).__name__}: {value.error}"]
-    dim = inputs[index].get("dim", -1)
+    dim = story.inputs[index].get("dim", -1)
     found = difference(want, value, probe.axes, dim if isinstance(dim, int) else -1)
     at = f" at {found.where}" if found.where else ""
     shape = f"     {named_shape(want, probe.axes)}{at}" if hasattr(want, "shape") and found.what == "values" else ""
-    label = "" if name == "output" else f"     [{name}]"
+    label = "" if name == OUTPUT else f"     [{name}]"
     return [*lines, f"expected  {found.expected}     got  {found.got}{shape}{label}"]
 
 
-def _call(name: str, inputs: dict[str, Any]) -> str:
-    return f"{name}({', '.join(f'{key}={short(value)}' for key, value in inputs.items())})"
+def _input(story: Story, index: int) -> str:
+    """Write the call of one probe: f(x=…), or Module(config=…)(x=…)."""
+    inputs, init = story.inputs[index], story.exercise.init
+    texts = {key: f"{key}={short(value)}" for key, value in inputs.items()}
+    built = f"({', '.join(texts[key] for key in init)})" if init else ""
+    call = ", ".join(text for key, text in texts.items() if key not in init)
+    return f"input     {story.exercise.name}{built}({call})"
 
 
-def _exception(exercise, inputs, name: str, error: Exception) -> list[str]:
+def _exception(story: Story, index: int, name: str, error: Exception) -> list[str]:
+    head = f"✗ {story.exercise.name} · "
     if name.startswith(GRADIENT) and "modified by an inplace operation" in str(error):
         # The error rises in torch's backward pass: no line of the reader's is on its way.
-        return [f"✗ {exercise.name} · {_OVERWRITTEN}", f"input     {_call(exercise.name, inputs)}"]
-    doing = "" if name == "output" else f" when asked for {name}"
-    lines = [f"✗ {exercise.name} · your code stopped with {type(error).__name__}{doing}"]
+        return [f"{head}{_OVERWRITTEN}", _input(story, index)]
+    doing = "" if name == OUTPUT else f" when asked for {name}"
     line = readers_line(error)
-    return [*lines, *([line] if line else []), f"{error}".strip(), f"input     {_call(exercise.name, inputs)}"]
+    return [
+        f"{head}your code stopped with {type(error).__name__}{doing}",
+        *([line] if line else []),
+        f"{error}".strip(),
+        _input(story, index),
+    ]
 
 
 def readers_line(error: BaseException) -> str | None:
@@ -204,6 +245,9 @@ def readers_line(error: BaseException) -> str | None:
     return f"line {own[-1].lineno}: {text}"
 
 
-def _indented(lines: list[str]) -> str:
+def _told(story: Story, lines: list[str], n_printed: int = 3) -> str:
+    """Join the lines of a message, with the first that the reader's code printed, and the way to a hint."""
+    printed = story.printed.splitlines()[:n_printed]
+    lines = [*lines, *(f"printed   {text[:72]}" for text in printed), hint_call(story.exercise.name)]
     head, *rest = (part for line in lines for part in line.splitlines())
     return "\n".join([head, *(f"  {line}" for line in rest)])

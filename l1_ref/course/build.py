@@ -14,6 +14,7 @@ from l1_ref.course import sources
 from l1_ref.files import write_atomic
 
 BUILT = sources.ROOT / "notebooks"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def build(names: Iterable[str] | None = None, execute: bool = True, folder: Path = BUILT) -> list[Path]:
@@ -84,8 +85,9 @@ def _tidy(notebook: NotebookNode) -> None:
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        if cell.cell_type == "code":
+            # A slider is nothing without its kernel; the figure above it stays.
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
 
 
 def check_built(folder: Path = BUILT) -> list[str]:

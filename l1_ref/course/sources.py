@@ -10,13 +10,16 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
+from l1_ref.checks import EXERCISES
+
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
 # In a checkout the sources lie beside the package; in an installed package, inside it.
 SOURCES = PACKAGE / "_notebooks" if (PACKAGE / "_notebooks").is_dir() else ROOT / "notebooks" / "src"
 MAX_CELL_LINES = 20
 MAX_WORDS = 2500
-_KEPT = ("name", "points", "tags")
+DIFFICULTIES = ("easy", "medium", "hard")
+_KEPT = ("name", "points", "tags", "difficulty", "minutes")
 _KERNEL = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -65,11 +68,25 @@ def parse(text: str) -> NotebookNode:
         if "check" in tags(fresh) and exercise is not None:
             fresh.metadata["name"] = f"{exercise.metadata.get('name')}-check"
             fresh.metadata["points"] = exercise.metadata.get("points", 1)
-        fresh["id"] = _identity(fresh, taken)
-        taken.add(fresh["id"])
         exercise = fresh if "exercise" in tags(fresh) else None
-        notebook.cells.append(fresh)
+        for each in (*_guide(exercise), fresh):
+            each["id"] = _identity(each, taken)
+            taken.add(each["id"])
+            notebook.cells.append(each)
     return notebook
+
+
+def _guide(exercise: NotebookNode | None) -> Iterator[NotebookNode]:
+    """Yield what stands above an exercise: how hard it is, how long it takes, and its hints, each folded away."""
+    if exercise is None or "name" not in exercise.metadata:
+        return
+    name, points = exercise.metadata["name"], exercise.metadata.get("points", 1)
+    facts = f"Difficulty: {exercise.metadata.get('difficulty')}. About {exercise.metadata.get('minutes')} minutes."
+    parts = [f"{facts} {points} point{'s' if points != 1 else ''}."]
+    # The hints of the check are the one place where they are written.
+    hints = EXERCISES[name].hints if name in EXERCISES else ()
+    parts += [f"<details><summary>Hint {n}</summary>\n\n{hint}\n\n</details>" for n, hint in enumerate(hints, start=1)]
+    yield nbformat.v4.new_markdown_cell("\n\n".join(parts), metadata={"name": f"{name}-guide", "tags": ["guide"]})
 
 
 def _identity(cell: NotebookNode, taken: set[str]) -> str:
@@ -84,7 +101,8 @@ def broken_rules(notebook: NotebookNode) -> list[str]:
     Args:
         notebook: From `load`, or executed.
     """
-    n_words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown" and "guide" not in tags(cell)]
+    n_words = sum(len(cell.source.split()) for cell in prose)
     found = [f"the text must stay within {MAX_WORDS} words, got {n_words}"] if n_words > MAX_WORDS else []
     for cell, following in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
         found += [f"cell {cell['id']}: {problem}" for problem in _problems(cell, following)]
@@ -102,6 +120,8 @@ def _problems(cell: NotebookNode, following: NotebookNode | None) -> Iterator[st
     if "exercise" in tags(cell):
         if "name" not in cell.metadata:
             yield "an exercise must have a name"
+        if cell.metadata.get("difficulty") not in DIFFICULTIES or not isinstance(cell.metadata.get("minutes"), int):
+            yield f"an exercise must have a difficulty ({', '.join(DIFFICULTIES)}) and minutes (a whole number)"
         if following is None or "check" not in tags(following):
             yield "an exercise must be followed directly by its check"
     elif "check" in tags(cell) and not cell.metadata.get("name", "").endswith("-check"):

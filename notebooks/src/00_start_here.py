@@ -246,37 +246,15 @@ print("   and divided by their sum:", torch.exp(high) / torch.exp(high).sum())
 # %% [markdown]
 # ## Exercise: `softmax`
 #
-# Difficulty: easy. About 10 minutes.
-#
 # Write `softmax(x, dim)` yourself, with `torch.exp` and sums. The entries along `dim` must sum to 1, for a tensor with
 # any number of axes, also for a negative `dim`. Scores of 10000 and of -10000 must work, and a score of -inf must get
 # probability exactly 0 (in each row some score is finite). `x` itself must stay as it was. The result has its dtype.
 #
 # Use torch's operations on whole tensors, not `math.exp`, `.item()` or numpy: training will follow gradients through
 # your code.
-#
-# <details><summary>Hint 1</summary>
-#
-# Three steps: make every score positive with torch.exp, add them up along dim, divide.
-#
-# </details>
-#
-# <details><summary>Hint 2</summary>
-#
-# A sum with keepdim=True keeps its axis with length 1, so that the division lines up with x. And large scores: what
-# happens to the quotient when you subtract one number from all of them?
-#
-# </details>
-#
-# <details><summary>Hint 3</summary>
-#
-# Plan: take x.amax(dim, keepdim=True) from x, without changing x itself; exp of that; divide by its sum along dim,
-# again with keepdim=True.
-#
-# </details>
 
 
-# %% tags=["exercise"] name="softmax" points=1
+# %% tags=["exercise"] name="softmax" points=1 difficulty="easy" minutes=10
 def softmax(x, dim):
     """Turn scores into probabilities along one axis.
 
@@ -330,11 +308,9 @@ plots.show(plots.probabilities(["the", "a", "one", "her", "my"], panels_of(broke
 # %% [markdown]
 # Look at the picture before you look at the code. What should the right-hand panel look like? Then find the line, say
 # in one sentence what it does wrong, and write the mended version here.
-#
-# Difficulty: easy. About 5 minutes. Hints: `checks.hint("tempered_softmax")`.
 
 
-# %% tags=["exercise"] name="tempered_softmax" points=1
+# %% tags=["exercise"] name="tempered_softmax" points=1 difficulty="easy" minutes=5
 def tempered_softmax(logits, temperature):
     """Turn scores into probabilities, sharper below temperature 1 and flatter above it.
 

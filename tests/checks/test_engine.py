@@ -12,6 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from l1_ref import checks
 from l1_ref.checks import marks, messages
 from l1_ref.checks.compare import Failure, difference, largest_difference, same
+from l1_ref.checks.diagnosis import differing
 from l1_ref.checks.engine import Exercise, Mistake, Probe, Property
 from l1_ref.checks.observe import observe_call
 
@@ -80,7 +81,7 @@ def test_a_broken_rule_alone_is_told():
 
         def __call__(self, pair, scale):
             self.n_calls += 1
-            return swap(pair, scale) if self.n_calls <= 2 else []
+            return swap(pair, scale) if self.n_calls <= 4 else []
 
     text = SWAP.diagnose(Forgetful()).text
     assert "a rule is broken: the length stays" in text
@@ -139,16 +140,18 @@ def test_messages_are_the_same_on_every_run():
     assert len({checks.softmax.diagnose(lambda x, dim: torch.sigmoid(x)).text for _ in range(3)}) == 1
 
 
+def unlike(exercise, a, b):
+    return any(place for i in range(len(a)) for place in differing(exercise, i, a[i], b[i]))
+
+
 @pytest.mark.parametrize("exercise", checks.EXERCISES.values(), ids=lambda exercise: exercise.name)
 def test_no_two_mistakes_look_alike_and_none_looks_right(exercise):
     seen = [(m.name, exercise.observations(v)) for m in exercise.mistakes for v in (m.wrong, *m.versions)]
     right = exercise.observations(exercise.reference)
     for i, (name, one) in enumerate(seen):
-        assert any(exercise._differences(right, one)), f"{name} cannot be told from the reference"
+        assert unlike(exercise, right, one), f"{name} cannot be told from the reference"
         for other_name, other in seen[:i]:
-            assert other_name == name or any(exercise._differences(other, one)), (
-                f"{name} cannot be told from {other_name}"
-            )
+            assert other_name == name or unlike(exercise, other, one), f"{name} cannot be told from {other_name}"
 
 
 @pytest.mark.parametrize("exercise", checks.EXERCISES.values(), ids=lambda exercise: exercise.name)
@@ -212,7 +215,7 @@ def test_html_is_shown_in_a_notebook_and_escapes_what_it_shows(monkeypatch):
     shown = []
     monkeypatch.setattr(messages, "_in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
-    error = messages.failure("x", "✗ x · <b>wrong</b>\n  a < b")
+    error = messages.failure("✗ x · <b>wrong</b>\n  a < b")
     assert error.shown
     assert "&lt;b&gt;wrong" in shown[0]["text/html"] and "a &lt; b" in shown[0]["text/html"]
     assert shown[0]["text/plain"] == str(error)
@@ -220,7 +223,7 @@ def test_html_is_shown_in_a_notebook_and_escapes_what_it_shows(monkeypatch):
 
 def test_ipython_in_a_terminal_is_no_notebook(monkeypatch):
     monkeypatch.setattr("IPython.get_ipython", lambda: InteractiveShell.__new__(InteractiveShell))
-    assert not messages.failure("x", "text").shown
+    assert not messages.failure("text").shown
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Every figure of the course, in one style: colours that colour-blind readers tell apart, and alt text."""
+"""What all figures share: one style, colours that colour-blind readers tell apart, alt text, and sliders."""
 
 import base64
 import html
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -132,6 +132,52 @@ class Slot:
 
     def __init__(self) -> None:
         self.handle: Any = None
+
+
+def explore(draw: Callable[..., tuple[Figure, str]], **choices: Sequence[Any]) -> None:
+    """Show a figure with sliders that redraw it.
+
+    What is on the page is an ordinary figure, of the first value of each choice: readers without a kernel, and CI, see
+    that one. In a live notebook a slider stands below it for each choice.
+
+    Args:
+        draw: Takes one value of each choice by name, and returns the figure and its alt text.
+        **choices: The values that each slider offers, at least one; the first is shown at the beginning.
+
+    Raises:
+        ValueError: There is no choice, or one offers no value.
+    """
+    from IPython.display import display
+    from ipywidgets import Layout, SelectionSlider
+
+    if not choices or not all(len(values) for values in choices.values()):
+        raise ValueError(f"explore needs at least one choice, each with a value, got {choices}")
+    slot = Slot()
+    figure, alt = draw(**{name: values[0] for name, values in choices.items()})
+    show(figure, alt, slot)
+    sliders = {
+        name: SelectionSlider(
+            options=sorted(values) if _sortable(values) else values,
+            value=values[0],
+            description=name.replace("_", " "),
+            continuous_update=False,
+            style={"description_width": "initial"},
+            layout=Layout(width="28em"),
+        )
+        for name, values in choices.items()
+    }
+
+    def redraw(_: Any) -> None:
+        figure, alt = draw(**{name: slider.value for name, slider in sliders.items()})
+        show(figure, alt, slot)
+
+    for slider in sliders.values():
+        slider.observe(redraw, names="value")
+        display(slider)
+
+
+def _sortable(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def show(figure: Figure, alt: str, slot: Slot | None = None) -> None:

@@ -1,0 +1,143 @@
+"""Name the mistake: find the wrong version of the reference that behaves as the reader's code does."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from l1_ref.checks.compare import Failure, largest_difference, same
+from l1_ref.checks.observe import Observation
+
+if TYPE_CHECKING:
+    from l1_ref.checks.engine import Exercise, Mistake
+
+Place = tuple[int, str]  # the index of a probe, the name of something seen
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The mistakes that explain an answer.
+
+    Args:
+        mistakes: One, or two.
+        gap: Largest difference left between the wrong version and the answer; None where two are seen side by side.
+        ordinary_only: Whether extreme inputs are left unexplained.
+    """
+
+    mistakes: "tuple[Mistake, ...]"
+    gap: float | None
+    ordinary_only: bool = False
+
+
+class Suspect:
+    """A wrong version of the reference, run on a probe only when its answer is needed, and then kept.
+
+    Args:
+        exercise: Gives the probes.
+        mistakes: What is wrong with it.
+        version: The code.
+        seed: Of the probes.
+    """
+
+    def __init__(self, exercise: "Exercise", mistakes: "tuple[Mistake, ...]", version: Any, seed: int):
+        self.exercise, self.mistakes, self.version, self.seed = exercise, mistakes, version, seed
+        self.tolerance = max((m.tolerance for m in mistakes if m.tolerance is not None), default=None)
+        self._seen: dict[int, Observation] = {}
+
+    def seen(self, index: int) -> Observation:
+        """Return what is seen of it on one probe."""
+        if index not in self._seen:
+            self._seen[index] = self.exercise.observation(self.version, index, self.seed)
+        return self._seen[index]
+
+    def unlike(self, others: list[Observation], indexes: Iterable[int] | None = None) -> Iterator[Place]:
+        """Yield the places where its answers are not the others', on all probes or on those named, in that order."""
+        for index in range(len(others)) if indexes is None else indexes:
+            yield from differing(self.exercise, index, self.seen(index), others[index], self.tolerance)
+
+    def explains(self, got: list[Observation], indexes: Iterable[int]) -> bool:
+        """Say whether its answers are the reader's on these probes."""
+        return next(self.unlike(got, indexes), None) is None
+
+    def gap(self, got: list[Observation], indexes: Iterable[int]) -> float:
+        """Return the largest difference between its answers and the reader's on these probes."""
+        pairs = [(self.seen(index), got[index]) for index in indexes]
+        return max(largest_difference(a[name], b[name]) for a, b in pairs for name in a if name in b)
+
+
+def differing(
+    exercise: "Exercise", index: int, a: Observation, b: Observation, tolerance: float | None = None
+) -> Iterator[Place]:
+    """Yield the place of each thing that two observations of one probe do not have in common.
+
+    Args:
+        exercise: Gives the tolerances.
+        index: Of the probe.
+        a: What was seen of one candidate.
+        b: What was seen of the other.
+        tolerance: At least this much is allowed.
+    """
+    allowed = max(tolerance or 0.0, exercise.probes[index].tolerance or exercise.tolerance)
+    for name in a | b:
+        if not same(a.get(name, _MISSING), b.get(name, _MISSING), allowed):
+            yield index, name
+
+
+def explain(exercise: "Exercise", expected: list[Observation], got: list[Observation], seed: int) -> Diagnosis | None:
+    """Find the mistakes that make the reference behave as the reader's code does.
+
+    One mistake alone is looked for first; then two together; then one on all but extreme inputs; then two that show
+    side by side, each at its own places.
+
+    Args:
+        exercise: Gives the catalogue.
+        expected: What was seen of the reference, a probe each.
+        got: What was seen of the reader's code.
+        seed: Of the probes.
+    """
+    if all(isinstance(value, Failure) for seen in got for value in seen.values()):
+        return None  # code that never answers is told by its own error
+    everywhere = range(len(got))
+    places = [place for i in everywhere for place in differing(exercise, i, expected[i], got[i])]
+    # The telling probe comes first: an answer tells more than a failure, an ordinary input more than an extreme one.
+    telling = min(places, key=lambda p: (isinstance(got[p[0]].get(p[1]), Failure), exercise.probes[p[0]].edge))[0]
+    singles = _singles(exercise, seed)
+    for suspect in (*singles, *_pairs(exercise, seed)):
+        if suspect.explains(got, [telling, *everywhere]):
+            return Diagnosis(suspect.mistakes, suspect.gap(got, everywhere))
+    ordinary = [i for i, probe in enumerate(exercise.probes) if not probe.edge]
+    for suspect in singles if telling in ordinary else ():
+        if suspect.explains(got, [telling, *ordinary]):
+            return Diagnosis(suspect.mistakes, suspect.gap(got, ordinary), ordinary_only=True)
+    return _side_by_side(expected, got, [s for s in singles if s.tolerance is None])
+
+
+@lru_cache(maxsize=64)
+def _singles(exercise: "Exercise", seed: int) -> list[Suspect]:
+    """List all wrong versions; what is seen of them is kept, so that the next wrong answer is judged at once."""
+    return [Suspect(exercise, (m,), version, seed) for m in exercise.mistakes for version in (m.wrong, *m.versions)]
+
+
+@lru_cache(maxsize=64)
+def _pairs(exercise: "Exercise", seed: int) -> list[Suspect]:
+    """List two mistakes in one version, where both are switches (`functools.partial`) of the same function or class."""
+    switches = [m for m in exercise.mistakes if isinstance(m.wrong, partial)]
+    return [
+        Suspect(exercise, (a, b), partial(a.wrong, **b.wrong.keywords), seed)
+        for a, b in combinations(switches, 2)
+        if a.wrong.func is b.wrong.func and not a.wrong.keywords.keys() & b.wrong.keywords.keys()
+    ]
+
+
+def _side_by_side(expected: list[Observation], got: list[Observation], suspects: list[Suspect]) -> Diagnosis | None:
+    """Find two mistakes such that each thing seen is as one of them makes it."""
+    changes = [set(s.unlike(expected)) for s in suspects]
+    unlike = [set(s.unlike(got)) for s in suspects]
+    for i, j in combinations(range(len(suspects)), 2):
+        # Where only one of the two changes something, it must be as that one makes it.
+        alone = unlike[i] & (changes[i] - changes[j]) or unlike[j] & (changes[j] - changes[i])
+        if suspects[i].mistakes != suspects[j].mistakes and not (unlike[i] & unlike[j] or alone):
+            return Diagnosis(suspects[i].mistakes + suspects[j].mistakes, None)
+    return None

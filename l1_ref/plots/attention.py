@@ -1,0 +1,3 @@
+"""The figures of the notebook on attention."""
+
+__all__: list[str] = []

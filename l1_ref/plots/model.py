@@ -1,0 +1,3 @@
+"""The figures of the notebook on model."""
+
+__all__: list[str] = []
