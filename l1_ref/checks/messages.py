@@ -88,7 +88,8 @@ def _in_notebook() -> bool:
 def as_html(text: str, picture: str = "") -> str:
     """Write a message, and HTML below it, as HTML that reads well on a light and on a dark page."""
     head, *rest = text.splitlines()
-    body = f"<pre style='margin:.3em 0 0;color:inherit;background:none;white-space:pre-wrap'>{html.escape(chr(10).join(rest))}</pre>"
+    style = "margin:.3em 0 0;color:inherit;background:none;white-space:pre-wrap"
+    body = f"<pre style='{style}'>{html.escape(chr(10).join(rest))}</pre>"
     return (
         "<div style='border-left:4px solid #D55E00;padding:.2em .8em'>"
         f"<strong>{html.escape(head)}</strong>{body if rest else ''}{picture}</div>"
