@@ -257,7 +257,7 @@ class Exercise:
 
 
 def _unwrapped(code: Any) -> Any:
-    while hasattr(code, "__wrapped__") or isinstance(code, partial):
+    while hasattr(code, "__wrapped__") or (isinstance(code, partial) and not code.args and not code.keywords):
         code = code.__wrapped__ if hasattr(code, "__wrapped__") else code.func
     return code
 

@@ -173,7 +173,7 @@ def observe_module(
     except Exception as error:
         return {OUTPUT: Failure(error)}
     if not isinstance(module, nn.Module):
-        return {"what is built": f"a value of type {type(module).__name__}, not an nn.Module"}
+        return {OUTPUT: Failure(TypeError(f"an nn.Module must be built, got a value of type {type(module).__name__}"))}
     parameters = _parameters(module)
     seen: Observation = {PARAMETERS: {name: tuple(p.shape) for name, p in parameters.items()}, SHARED: _shared(module)}
     filled(module, seed)
@@ -307,7 +307,7 @@ def observe_draws(
         seen["a generator of the same seed"] = _compared(first, draw(seed, seed + 1))
         seen["a generator of another seed"] = _compared(first, *(draw(seed + n, seed) for n in (1, 2, 3)))
         seen["without a generator"] = _compared(draw(None, seed), draw(None, seed))
-        drawn = Counter(each for n in range(n_calls) for each in outcomes(draw(1000 + seed + n, seed), inputs))
+        drawn = Counter(each for n in range(n_calls) for each in outcomes(draw(1000 + seed + n, seed + n), inputs))
     except Exception as error:
         return {OUTPUT: Failure(error)}
     total = max(1, drawn.total())
