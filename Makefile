@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
 BENCH_READY := $(VENV)/.ready-bench
 
+# The tests use one thread each, so that two run beside each other. A notebook stays with one process.
+
 # $(call step,what and how long,command): announce, run, say how long it took.
 step = @echo "== $(1)"; start=$$(date +%s); $(2) && echo "   done in $$(( $$(date +%s) - start )) s"
 
@@ -54,10 +56,10 @@ lint: $(READY)
 	$(call step,ruff: style and formatting (a second),$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 
 pytest: $(READY)
-	$(call step,pytest: the tests (a few minutes),$(BIN)/python -m pytest --quiet)
+	$(call step,pytest: the tests (a few minutes),$(BIN)/python -m pytest --quiet --numprocesses=2 --dist=worksteal)
 
 nbval: $(READY)
-	$(call step,nbval: every notebook run again and its outputs compared (about a minute),$(BIN)/python -m pytest --quiet --nbval --nbval-current-env notebooks)
+	$(call step,nbval: every notebook run again and its outputs compared (about a minute),$(BIN)/python -m pytest --quiet --numprocesses=2 --dist=loadfile --nbval --nbval-current-env notebooks)
 
 notebooks: $(READY)
 	$(call step,notebooks: built from notebooks/src and executed (about a minute),$(BIN)/python -m l1_ref.course.build)

@@ -123,7 +123,7 @@ def progress_table(folder: Path | str | None = None) -> list[marks.Row]:
 
 
 def progress(folder: Path | str | None = None) -> None:
-    """Print the reader's progress as plain text.
+    """Print the reader's progress as a table, exercise by exercise.
 
     Args:
         folder: The workspace; the one the reader is in where None.
@@ -136,6 +136,9 @@ def progress(folder: Path | str | None = None) -> None:
         return
     rows = progress_table(folder)
     signs = {"solved": "✓", "given": "→", "tried": "✗", "open": "·"}
+    names = max(len(row.exercise) for row in rows)
+    print(f"  {'notebook':<14}  {'exercise':<{names}}  {'state':<6}  tries  hints")
     for row in rows:
-        print(f"{signs[row.state]} {row.notebook:<16} {row.exercise:<24} {row.state}")
+        counts = f"{row.tries or '':>5}  {row.hints or '':>5}"
+        print(f"{signs[row.state]} {row.notebook:<14}  {row.exercise:<{names}}  {row.state:<6}  {counts}".rstrip())
     print(f"{sum(row.state == 'solved' for row in rows)} of {len(rows)} solved")

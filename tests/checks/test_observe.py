@@ -1,7 +1,9 @@
 """The kinds of code that a check can run: modules, in-place functions, functions that draw, and training steps."""
 
 import copy
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -485,6 +487,19 @@ def test_a_picture_holds_numbers_that_are_not_finite():
 
 def test_the_picture_stands_below_the_message_in_html():
     assert messages.as_html("head\n  body", "<svg></svg>").endswith("<svg></svg></div>")
+
+
+def test_the_exercise_of_the_readme_works_as_written():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import torch\n\nfrom l1_ref import checks.*?)```", readme, re.DOTALL)
+    try:
+        with pytest.raises(checks.CheckFailed, match="standardise · output is not right"):
+            exec(code, {})
+        assert checks.standardise.diagnose(lambda x: nn.functional.normalize(x)).state == "wrong"
+        assert checks.standardise.diagnose(lambda x: x / x.std(1)[:, None]).mistakes == ("the mean is not subtracted",)
+        assert checks.standardise.diagnose(lambda x: x.sub(x.mean(1, True)).div(x.std(1, keepdim=True))).passed
+    finally:
+        checks.EXERCISES.pop("standardise", None)
 
 
 def test_a_teachers_exercise_can_be_added():
