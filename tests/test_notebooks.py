@@ -3,6 +3,7 @@
 The complete editions are run again and compared by nbval, outside this file: pytest --nbval notebooks.
 """
 
+import ast
 import math
 import re
 
@@ -17,6 +18,7 @@ from l1_ref.course.blank import load_blank
 from l1_ref.data import make_document_corpus
 
 NAMES = sources.names()
+IMPORTS = (ast.Import, ast.ImportFrom)
 
 
 def errors(notebook):
@@ -67,6 +69,51 @@ def test_every_exercise_has_its_check_and_belongs_to_its_notebook(name):
     assert exercises == [each.name for each in checks.EXERCISES.values() if each.notebook == name]
 
 
+def solutions(name):
+    """Return what the exercise cells of a complete edition define, run behind the notebook's imports."""
+    cells = [cell for cell in sources.load(name).cells if cell.cell_type == "code"]
+    imports = [node for cell in cells for node in ast.parse(cell.source).body if isinstance(node, IMPORTS)]
+    namespace: dict = {}
+    exec(compile(ast.Module(imports, []), name, "exec"), namespace)
+    for cell in cells:
+        if "exercise" in sources.tags(cell):
+            exec(cell.source, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebooks_definitions_and_the_references_are_the_same(name):
+    written = solutions(name)
+    for exercise in [each for each in checks.EXERCISES.values() if each.notebook == name]:
+        mine = written[exercise.name]
+        verdict = exercise.diagnose(mine)
+        assert verdict.state == "solved", verdict.text
+        if not exercise.init:
+            continue
+        for probe in exercise.probes:
+            inputs = probe.build(torch.Generator().manual_seed(0))
+            ours, theirs = (make(*(inputs[key] for key in exercise.init)) for make in (mine, exercise.reference))
+            ours.load_state_dict(theirs.state_dict(), strict=True)
+            theirs.load_state_dict(ours.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_has_all_its_parts(name):
+    text = prose(name)
+    names = [each.name for each in checks.EXERCISES.values() if each.notebook == name]
+    assert re.search(r"\*\*Goals\.\*\*.*\*\*Time\.\*\*.*\*\*You need\.\*\*", text)
+    assert "Predict before you run" in text and "Bug hunt" in text and "What you have now" in text
+    assert len(names) >= (2 if name == NAMES[0] else 5), names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_summary_names_what_exists(name):
+    rows = re.findall(r"`l1_ref\.(\w+)`[^|]*?`l1_ref/(\w+)\.py`", prose(name))
+    assert rows
+    for what, module in rows:
+        assert getattr(l1_ref, what).__module__ == f"l1_ref.{module}"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_complete_edition_holds_no_progress_and_no_noise(name):
     notebook = nbformat.read(build.BUILT / f"{name}.ipynb", as_version=4)
@@ -93,11 +140,6 @@ def test_the_alt_texts_of_the_bug_hunt_tell_the_truth():
     broken = [l1_ref.softmax(scores * t, -1).max() for t in (0.5, 1.0, 2.0)]
     mended = [checks.EXERCISES["tempered_softmax"].reference(scores, t).max() for t in (0.5, 1.0, 2.0)]
     assert broken == sorted(broken) and mended == sorted(mended, reverse=True)
-
-
-def test_the_summary_names_what_exists():
-    for name, module in re.findall(r"`l1_ref\.(\w+)`.*?`l1_ref/(\w+)\.py`", prose("00_start_here")):
-        assert getattr(l1_ref, name).__module__ == f"l1_ref.{module}"
 
 
 @pytest.fixture(scope="module")
