@@ -69,6 +69,12 @@ def test_a_blank_keeps_signatures_and_docstrings_and_nothing_else():
     assert exercise.source == BLANK
 
 
+def test_run_all_goes_on_behind_a_blank():
+    notebook = blank(sources.parse("# %%\nx = 1\n\n" + SOURCE))
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert ["raises-exception" in sources.tags(cell) for cell in code] == [False, True, True]
+
+
 def test_nbgraders_metadata_comes_from_the_tags():
     _, _, exercise, check = blank(sources.parse(SOURCE)).cells
     assert exercise.metadata.nbgrader.solution and not exercise.metadata.nbgrader.grade

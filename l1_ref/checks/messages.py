@@ -56,9 +56,8 @@ class CheckFailed(AssertionError):
     shown = False
 
     def _render_traceback_(self) -> list[str]:
-        """Give IPython the message in place of a traceback: its headline where the notebook already shows the rest."""
-        text = str(self)
-        return [text.splitlines()[0]] if self.shown else [text]
+        """Give IPython the message in place of a traceback; where the notebook shows it already, a line is enough."""
+        return ["not passed yet: see above"] if self.shown else [str(self)]
 
 
 def failure(text: str, picture: str = "") -> CheckFailed:
@@ -115,7 +114,7 @@ def solved(exercise: Any) -> str:
 
 def unwritten(name: str) -> str:
     """Say that the blank is still blank."""
-    return f"· {name} · {STUB_MESSAGE}   {hint_call(name)}"
+    return f"· {name} · {STUB_MESSAGE}\n  {hint_call(name)}"
 
 
 def not_the_code(exercise: Any, candidate: Any) -> str:

@@ -40,6 +40,11 @@ def blank(notebook: NotebookNode) -> NotebookNode:
     stub = {"python": f'raise NotImplementedError("{STUB_MESSAGE}")'}
     for step in (ClearSolutions(code_stub=stub), LockCells(), ClearOutput(), CheckCellMetadata(), ComputeChecksums()):
         copy, resources = step.preprocess(copy, resources)
+    # JupyterLab's "Run All" goes on behind a cell with this tag: a blank that is left open does not stop the rest.
+    first = next((i for i, cell in enumerate(copy.cells) if "exercise" in tags(cell)), len(copy.cells))
+    for cell in copy.cells[first:]:
+        if cell.cell_type == "code" and "raises-exception" not in tags(cell):
+            cell.metadata["tags"] = [*tags(cell), "raises-exception"]
     return copy
 
 

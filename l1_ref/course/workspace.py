@@ -14,6 +14,8 @@ from l1_ref.files import write_atomic
 
 _NOTE = "This folder is a workspace of the L1 course: your notebooks, and progress.json. l1 learn goes on in it.\n"
 
+_JUPYTER = Path(__file__).with_name("jupyter")
+
 
 class WorkspaceError(ValueError):
     """A folder cannot serve as a workspace; the message says why and what to do."""
@@ -79,15 +81,17 @@ def open_lab(notebook: Path) -> int:
         JupyterLab's exit status.
     """
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={notebook.parent.resolve()}"]
-    # Nobody offline should be asked about news, or wait for them.
+    # Nobody offline should be asked about news, or wait for them: this folder's settings switch the question off.
     command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    settings = os.pathsep.join(filter(None, [str(_JUPYTER), os.environ.get("JUPYTER_CONFIG_PATH")]))
     if not _has_browser():
         command.append("--no-browser")
         print("no browser here: open the address that JupyterLab prints below; Ctrl-C ends it", flush=True)
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # a container's only user, as a rule
     try:
-        return subprocess.run([*command, notebook.name], cwd=notebook.parent).returncode
+        environment = {**os.environ, "JUPYTER_CONFIG_PATH": settings}
+        return subprocess.run([*command, notebook.name], cwd=notebook.parent, env=environment).returncode
     except KeyboardInterrupt:
         return 0
 

@@ -208,7 +208,7 @@ def test_ipython_shows_the_message_and_no_traceback():
     error = messages.CheckFailed("✗ x · wrong\n  details")
     assert error._render_traceback_() == ["✗ x · wrong\n  details"]
     error.shown = True
-    assert error._render_traceback_() == ["✗ x · wrong"]
+    assert error._render_traceback_() == ["not passed yet: see above"]
 
 
 def test_html_is_shown_in_a_notebook_and_escapes_what_it_shows(monkeypatch):
