@@ -87,11 +87,13 @@ def _in_notebook() -> bool:
 def as_html(text: str, picture: str = "") -> str:
     """Write a message, and HTML below it, as HTML that reads well on a light and on a dark page."""
     head, *rest = text.splitlines()
-    style = "margin:.3em 0 0;color:inherit;background:none;white-space:pre-wrap"
-    body = f"<pre style='{style}'>{html.escape(chr(10).join(rest))}</pre>"
+    # A line that is too long hangs behind its label.
+    style = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;padding-left:12ch;text-indent:-12ch"
+    lines = "".join(f"<div style='{style}'>{html.escape(line)}</div>" for line in rest)
+    body = f"<div style='font-family:monospace;margin:.3em 0 0'>{lines}</div>" if rest else ""
     return (
         "<div style='border-left:4px solid #D55E00;padding:.2em .8em'>"
-        f"<strong>{html.escape(head)}</strong>{body if rest else ''}{picture}</div>"
+        f"<strong>{html.escape(head)}</strong>{body}{picture}</div>"
     )
 
 
