@@ -77,6 +77,7 @@ $(BENCH_READY): $(READY)
 
 bench: $(BENCH_READY)
 	$(call step,bench: L1 beside transformers and litgpt (about 8 minutes; BENCH_OPTIONS=--quick for 2),$(BIN)/python -m tests.bench $(BENCH_OPTIONS))
+	$(call step,bench: how long each check takes (a minute),$(BIN)/python -m tests.bench_checks)
 
 clean:
 	@echo "== removing caches and builds (a second); the environment goes with: rm -rf $(VENV)"

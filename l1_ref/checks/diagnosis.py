@@ -57,6 +57,11 @@ class Suspect:
         for index in range(len(others)) if indexes is None else indexes:
             yield from differing(self.exercise, index, self.seen(index), others[index], self.tolerance)
 
+    def may_explain(self, got: list[Observation], index: int) -> bool:
+        """Say by a quick run on one probe, without gradients, whether its answers can be the reader's."""
+        quick = self.exercise.observation(self.version, index, self.seed, gradient=False)
+        return not any(name in quick for _, name in differing(self.exercise, index, quick, got[index], self.tolerance))
+
     def explains(self, got: list[Observation], indexes: Iterable[int]) -> bool:
         """Say whether its answers are the reader's on these probes."""
         return next(self.unlike(got, indexes), None) is None
@@ -101,17 +106,20 @@ def explain(exercise: "Exercise", expected: list[Observation], got: list[Observa
         return None  # code that never answers is told by its own error
     everywhere = range(len(got))
     places = [place for i in everywhere for place in differing(exercise, i, expected[i], got[i])]
-    # The telling probe comes first: an answer tells more than a failure, an ordinary input more than an extreme one.
-    telling = min(places, key=lambda p: (isinstance(got[p[0]].get(p[1]), Failure), exercise.probes[p[0]].edge))[0]
-    singles = _singles(exercise, seed)
-    for suspect in (*singles, *_pairs(exercise, seed)):
-        if suspect.explains(got, [telling, *everywhere]):
+    # The telling place comes first: an answer tells more than a failure, an ordinary input more than an extreme one.
+    telling = min(places, key=lambda p: (isinstance(got[p[0]].get(p[1]), Failure), exercise.probes[p[0]].edge))
+    index, singles = telling[0], _singles(exercise, seed)
+    for suspect in singles:
+        if suspect.explains(got, [index, *everywhere]):
+            return Diagnosis(suspect.mistakes, suspect.gap(got, everywhere))
+    for suspect in _pairs(exercise, seed):
+        if suspect.may_explain(got, index) and suspect.explains(got, everywhere):
             return Diagnosis(suspect.mistakes, suspect.gap(got, everywhere))
     ordinary = [i for i, probe in enumerate(exercise.probes) if not probe.edge]
-    for suspect in singles if telling in ordinary else ():
-        if suspect.explains(got, [telling, *ordinary]):
+    for suspect in singles if index in ordinary else ():
+        if suspect.explains(got, [index, *ordinary]):
             return Diagnosis(suspect.mistakes, suspect.gap(got, ordinary), ordinary_only=True)
-    return _side_by_side(expected, got, [s for s in singles if s.tolerance is None])
+    return _side_by_side(expected, got, telling, [s for s in singles if s.tolerance is None])
 
 
 @lru_cache(maxsize=64)
@@ -131,13 +139,31 @@ def _pairs(exercise: "Exercise", seed: int) -> list[Suspect]:
     ]
 
 
-def _side_by_side(expected: list[Observation], got: list[Observation], suspects: list[Suspect]) -> Diagnosis | None:
-    """Find two mistakes such that each thing seen is as one of them makes it."""
-    changes = [set(s.unlike(expected)) for s in suspects]
-    unlike = [set(s.unlike(got)) for s in suspects]
-    for i, j in combinations(range(len(suspects)), 2):
-        # Where only one of the two changes something, it must be as that one makes it.
-        alone = unlike[i] & (changes[i] - changes[j]) or unlike[j] & (changes[j] - changes[i])
-        if suspects[i].mistakes != suspects[j].mistakes and not (unlike[i] & unlike[j] or alone):
-            return Diagnosis(suspects[i].mistakes + suspects[j].mistakes, None)
+def forget() -> None:
+    """Forget what was seen of all wrong versions, so that the next check runs them again."""
+    _singles.cache_clear()
+    _pairs.cache_clear()
+
+
+def _side_by_side(
+    expected: list[Observation], got: list[Observation], telling: Place, suspects: list[Suspect]
+) -> Diagnosis | None:
+    """Find two mistakes such that each thing seen is as one of them makes it: the telling place as the first does."""
+    for one in suspects:
+        if telling in one.unlike(got, [telling[0]]):
+            continue
+        left = next(one.unlike(got), None)
+        for other in suspects:
+            if left is None or one.mistakes == other.mistakes or left in other.unlike(got, [left[0]]):
+                continue
+            if _fit_together(expected, got, one, other):
+                return Diagnosis(one.mistakes + other.mistakes, None)
     return None
+
+
+def _fit_together(expected: list[Observation], got: list[Observation], one: Suspect, other: Suspect) -> bool:
+    changes, others_changes = (set(suspect.unlike(expected)) for suspect in (one, other))
+    unlike, others_unlike = (set(suspect.unlike(got)) for suspect in (one, other))
+    # Where only one of the two changes something, it must be as that one makes it.
+    alone = unlike & (changes - others_changes) or others_unlike & (others_changes - changes)
+    return not (unlike & others_unlike or alone)

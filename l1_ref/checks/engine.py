@@ -203,18 +203,19 @@ class Exercise:
     def _solved(self) -> Verdict:
         return Verdict("solved", messages.solved(self))
 
-    def observation(self, candidate: Callable, index: int, seed: int = 0) -> Observation:
+    def observation(self, candidate: Callable, index: int, seed: int = 0, gradient: bool = True) -> Observation:
         """Run a candidate on one probe.
 
         Args:
             candidate: The function or class.
             index: Of the probe.
             seed: Of the probe's random numbers.
+            gradient: Whether gradients are looked at, where the probe asks for them.
         """
-        probe = self.probes[index]
+        probe, inputs = self.probes[index], self._input(index, seed)
         usual = partial(observe_module, init=self.init) if self.init else observe_call
         with limited():
-            return (probe.observe or self.observe or usual)(candidate, self._input(index, seed), probe.gradient, seed)
+            return (probe.observe or self.observe or usual)(candidate, inputs, probe.gradient and gradient, seed)
 
     def observations(self, candidate: Callable, seed: int = 0) -> list[Observation]:
         """Run a candidate on every probe; after an endless loop the others are not waited for.

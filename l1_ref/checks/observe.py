@@ -220,7 +220,7 @@ def filled(module: nn.Module, seed: int) -> nn.Module:
     return module.eval()
 
 
-def _dropout(module: nn.Module, inputs: Inputs, seed: int, n_rows: int = 1024) -> Observation:
+def _dropout(module: nn.Module, inputs: Inputs, seed: int, n_rows: int = 512) -> Observation:
     """Measure dropout over many rows of the same input: which style draws the numbers does not matter."""
     still = module(*inputs.values()).detach()[:1]
     rows = [v[:1].expand(n_rows, *v.shape[1:]) if isinstance(v, Tensor) and v.ndim > 1 else v for v in inputs.values()]
