@@ -157,7 +157,8 @@ def _side_by_side(
             if left is None or one.mistakes == other.mistakes or left in other.unlike(got, [left[0]]):
                 continue
             if _fit_together(expected, got, one, other):
-                return Diagnosis(one.mistakes + other.mistakes, None)
+                both = sorted(one.mistakes + other.mistakes, key=one.exercise.mistakes.index)
+                return Diagnosis(tuple(both), None)
     return None
 
 
