@@ -107,6 +107,15 @@ def largest_difference(a: Any, b: Any) -> float:
     return 0.0
 
 
+def holds_floats(value: Any) -> bool:
+    """Say whether a value is or holds floating-point numbers, which are equal only within a tolerance."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    if isinstance(value, dict | list | tuple):
+        return any(map(holds_floats, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float | Rough)
+
+
 def difference(expected: Any, got: Any, axes: str = "", dim: int = -1) -> Difference:
     """Put into words how two unequal values differ.
 

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from l1_ref.checks.compare import Failure, largest_difference, same
+from l1_ref.checks.compare import Failure, holds_floats, largest_difference, same
 from l1_ref.checks.observe import Observation
 
 if TYPE_CHECKING:
@@ -22,13 +22,15 @@ class Diagnosis:
 
     Args:
         mistakes: One, or two.
-        gap: Largest difference left between the wrong version and the answer; None where two are seen side by side.
+        gap: Largest difference left between the wrong version and the answer; None where they hold no floats.
         ordinary_only: Whether extreme inputs are left unexplained.
+        side_by_side: Whether each thing seen is as one of two mistakes makes it; else it is as all of them make it.
     """
 
     mistakes: "tuple[Mistake, ...]"
     gap: float | None
     ordinary_only: bool = False
+    side_by_side: bool = False
 
 
 class Suspect:
@@ -66,10 +68,13 @@ class Suspect:
         """Say whether its answers are the reader's on these probes."""
         return next(self.unlike(got, indexes), None) is None
 
-    def gap(self, got: list[Observation], indexes: Iterable[int]) -> float:
-        """Return the largest difference between its answers and the reader's on these probes."""
-        pairs = [(self.seen(index), got[index]) for index in indexes]
-        return max(largest_difference(a[name], b[name]) for a, b in pairs for name in a if name in b)
+    def gap(self, got: list[Observation], indexes: Iterable[int]) -> float | None:
+        """Return the largest difference between its answers and the reader's on these probes; None without floats."""
+        pairs = [
+            (seen[name], got[i][name]) for i in indexes for seen in [self.seen(i)] for name in seen if name in got[i]
+        ]
+        gaps = [largest_difference(a, b) for a, b in pairs if holds_floats(a)]
+        return max(gaps, default=None)
 
 
 def differing(
@@ -158,7 +163,7 @@ def _side_by_side(
                 continue
             if _fit_together(expected, got, one, other):
                 both = sorted(one.mistakes + other.mistakes, key=one.exercise.mistakes.index)
-                return Diagnosis(tuple(both), None)
+                return Diagnosis(tuple(both), None, side_by_side=True)
     return None
 
 

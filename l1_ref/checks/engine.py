@@ -190,13 +190,15 @@ class Exercise:
             broken = self._broken_rule(candidate, seed)
             return Verdict("wrong", messages.unexplained(story, None, broken)) if broken else self._solved()
         found = explain(self, expected, got, seed)
+        answers = [place for place in places if _is_answer(got, *place)]
+        failures = [(i, name) for i, name in places if isinstance(got[i].get(name), Failure)]
         if found is None:
             # An exception comes first: what else differs on that input may only follow from it.
-            case = next((p for p in places if p[0] == places[0][0] and not _is_value(got, *p)), places[0])
-            broken = self._broken_rule(candidate, seed, case[0]) if _is_value(got, *case) else None
+            case = next((p for p in failures if p[0] == places[0][0]), places[0])
+            broken = self._broken_rule(candidate, seed, case[0]) if case in answers else None
             return Verdict("wrong", messages.unexplained(story, case, broken), (), pictures.of(story, case))
         # What is shown of a mistake is an answer, where there is one, not an exception.
-        case = next((place for place in places if _is_value(got, *place)), places[0])
+        case = (answers or failures or places)[0]
         names = tuple(mistake.name for mistake in found.mistakes)
         return Verdict("wrong", messages.explained(story, case, found), names, pictures.of(story, case))
 
@@ -263,5 +265,5 @@ def _unwrapped(code: Any) -> Any:
     return code
 
 
-def _is_value(seen: list[Observation], index: int, name: str) -> bool:
-    return not isinstance(seen[index].get(name), Failure)
+def _is_answer(seen: list[Observation], index: int, name: str) -> bool:
+    return name in seen[index] and not isinstance(seen[index][name], Failure)

@@ -145,20 +145,22 @@ def explained(story: Story, case: tuple[int, str], found: Any) -> str:
     """
     names = ", and ".join(mistake.name for mistake in found.mistakes)
     changes = "that one change" if len(found.mistakes) == 1 else "these two changes"
-    if found.gap is None:
+    if found.side_by_side:
         equals = "each of your answers equals the reference with one or both of these changes"
     else:
         where = "on ordinary inputs your answers equal" if found.ordinary_only else "your answers equal"
-        equals = f"{where} the reference with {changes} ({_within(found.gap)})"
+        equals = f"{where} the reference with {changes}{_within(found.gap)}"
     lines = [f"✗ {story.exercise.name} · looks like: {names}", equals, *_case(story, *case)]
     lines += [f"why it matters: {mistake.why}" for mistake in found.mistakes]
     return _told(story, lines)
 
 
-def _within(gap: float) -> str:
+def _within(gap: float | None) -> str:
+    if gap is None:
+        return ""
     # A power of ten, never below float32's own noise, so that the message is the same on every machine.
     power = max(-6, math.ceil(math.log10(gap))) if gap > 0 else -6
-    return f"largest difference below 1e{power:d}"
+    return f" (largest difference below 1e{power:d})"
 
 
 def unexplained(story: Story, case: tuple[int, str] | None, broken: tuple[str, int] | None) -> str:

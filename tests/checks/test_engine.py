@@ -117,6 +117,21 @@ def test_what_cannot_be_called_is_told(candidate):
         checks.softmax(candidate)
 
 
+def test_a_failure_is_shown_where_no_answer_came():
+    def columns(x, dim):
+        return x.exp() / x.exp().sum(1, keepdim=True) if x.ndim > 1 else x[:, None]
+
+    text = checks.softmax.diagnose(columns).text
+    assert "a value of type str" not in text and "got  None" not in text
+
+
+def test_exact_answers_have_no_largest_difference():
+    assert "(largest difference below" in SWAP.diagnose(lambda p, s: [p[1], p[0]]).text
+    exercise = checks.EXERCISES["causal_mask"]
+    text = exercise.diagnose(lambda T, S: torch.ones(T, S).triu().bool()).text
+    assert "largest difference" not in text
+
+
 def test_a_wrong_axis_is_told_by_its_name():
     text = checks.softmax.diagnose(lambda x, dim: torch.softmax(x, dim).sum(dim, keepdim=True)).text
     assert "V must be 3, not 1" in text
@@ -230,7 +245,8 @@ def test_ipython_in_a_terminal_is_no_notebook(monkeypatch):
     ("gap", "words"), [(0.0, "1e-6"), (3e-8, "1e-6"), (2e-7, "1e-6"), (2e-5, "1e-4"), (0.002, "1e-2")]
 )
 def test_the_largest_difference_is_a_power_of_ten(gap, words):
-    assert messages._within(gap) == f"largest difference below {words}"
+    assert messages._within(gap) == f" (largest difference below {words})"
+    assert messages._within(None) == ""
 
 
 # Hints, giving, progress.
