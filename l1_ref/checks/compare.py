@@ -83,6 +83,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 def _same_tensor(a: Tensor, b: Tensor, tolerance: float) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
+    a, b = (each if each.layout == torch.strided else each.to_dense() for each in (a, b))
     if not a.is_floating_point():
         return torch.equal(a, b)
     return torch.allclose(a.double(), b.double(), rtol=10 * tolerance, atol=tolerance, equal_nan=True)
@@ -245,8 +246,14 @@ def short(value: Any, digits: int = 3, limit: int = 72) -> str:
 
 
 def _settings(record: Any) -> str:
-    """Write a dataclass with the fields that are not at their defaults."""
+    """Write a dataclass with the fields that are neither at their defaults nor follow from the others."""
     chosen = {f.name: getattr(record, f.name) for f in fields(record) if getattr(record, f.name) != f.default}
+    for name in list(chosen):
+        others = {key: value for key, value in chosen.items() if key != name}
+        try:
+            chosen = others if type(record)(**others) == record else chosen
+        except (TypeError, ValueError):
+            continue  # without this field there is no such record
     return f"{type(record).__name__}({', '.join(f'{name}={value!r}' for name, value in chosen.items())})"
 
 

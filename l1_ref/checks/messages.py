@@ -132,7 +132,8 @@ def is_unwritten(value: Any) -> bool:
     if not isinstance(value, Failure) or not isinstance(value.error, NotImplementedError):
         return False
     frame = traceback.extract_tb(value.error.__traceback__)[-1]
-    return str(value.error) in ("", STUB_MESSAGE) or "raise NotImplementedError" in (frame.line or "")
+    raised = "raise NotImplementedError" in (frame.line or "") and _is_the_readers(frame.filename)
+    return str(value.error) in ("", STUB_MESSAGE) or raised
 
 
 def explained(story: Story, case: tuple[int, str], found: Any) -> str:
@@ -242,11 +243,15 @@ def readers_line(error: BaseException) -> str | None:
         error: The exception, with its traceback.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not str(Path(frame.filename).resolve()).startswith(_NOT_THE_READERS)]
+    own = [frame for frame in frames if _is_the_readers(frame.filename)]
     if not own:
         return None
     text = own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
     return f"line {own[-1].lineno}: {text}"
+
+
+def _is_the_readers(filename: str) -> bool:
+    return not str(Path(filename).resolve()).startswith(_NOT_THE_READERS)
 
 
 def _told(story: Story, lines: list[str], n_printed: int = 3) -> str:

@@ -178,7 +178,7 @@ def observe_module(
     seen: Observation = {PARAMETERS: {name: tuple(p.shape) for name, p in parameters.items()}, SHARED: _shared(module)}
     filled(module, seed)
     seen |= observe_call(module, given, gradient, seed, parameters)
-    if getattr(inputs.get("config"), "dropout", 0) and isinstance(seen.get(OUTPUT), Tensor):
+    if getattr(inputs.get("config"), "dropout", 0) and _is_float(seen.get(OUTPUT)):
         seen |= _dropout(module, given, seed)
     return seen
 

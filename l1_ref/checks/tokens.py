@@ -1,3 +1,5 @@
-"""The checks of the notebook on tokens."""
+"""The checks of 01_tokens, in the order of the notebook."""
 
-EXERCISES = ()
+from l1_ref.checks import batches, pairs, texts, vocabulary
+
+EXERCISES = (*pairs.EXERCISES, *vocabulary.EXERCISES, texts.ENCODE, *batches.EXERCISES, texts.DECODE)

@@ -1,5 +1,26 @@
 """Every figure of the course, in one style: `style` holds what all share, and each notebook's figures have a module."""
 
+from l1_ref.plots.attention import dot_products as dot_products
+from l1_ref.plots.attention import heads_diagram as heads_diagram
+from l1_ref.plots.attention import heads_over_text as heads_over_text
+from l1_ref.plots.attention import heat_maps as heat_maps
+from l1_ref.plots.attention import masks as masks
+from l1_ref.plots.attention import saturation as saturation
+from l1_ref.plots.attention import weights_over_text as weights_over_text
+from l1_ref.plots.blocks import activations as activations
+from l1_ref.plots.blocks import by_depth as by_depth
+from l1_ref.plots.blocks import logit_lens as logit_lens
+from l1_ref.plots.blocks import normalised_rows as normalised_rows
+from l1_ref.plots.blocks import order_gradients as order_gradients
+from l1_ref.plots.blocks import residual_stream as residual_stream
+from l1_ref.plots.embeddings import look_up as look_up
+from l1_ref.plots.embeddings import order_effect as order_effect
+from l1_ref.plots.embeddings import tables_compared as tables_compared
+from l1_ref.plots.embeddings import token_map as token_map
+from l1_ref.plots.embeddings import waves as waves
+from l1_ref.plots.model import first_losses as first_losses
+from l1_ref.plots.model import gaps as gaps
+from l1_ref.plots.model import parameter_parts as parameter_parts
 from l1_ref.plots.style import COLOURS as COLOURS
 from l1_ref.plots.style import STYLE as STYLE
 from l1_ref.plots.style import Slot as Slot
@@ -9,3 +30,9 @@ from l1_ref.plots.style import png as png
 from l1_ref.plots.style import probabilities as probabilities
 from l1_ref.plots.style import show as show
 from l1_ref.plots.style import visible as visible
+from l1_ref.plots.tokens import coloured_tokens as coloured_tokens
+from l1_ref.plots.tokens import cuts as cuts
+from l1_ref.plots.tokens import merge_state as merge_state
+from l1_ref.plots.tokens import token_label as token_label
+from l1_ref.plots.tokens import training_examples as training_examples
+from l1_ref.plots.tokens import vocabulary_growth as vocabulary_growth

@@ -12,7 +12,7 @@ from torch import nn
 
 from l1_ref import L1Config, checks
 from l1_ref.checks import messages, pictures
-from l1_ref.checks.compare import difference, short
+from l1_ref.checks.compare import difference, same, short
 from l1_ref.checks.engine import Exercise, Mistake, Probe, Property
 from l1_ref.checks.observe import observe_draws, observe_in_place, observe_step
 
@@ -194,7 +194,32 @@ def test_an_error_of_a_module_shows_the_readers_line():
 
     text = BOTTLENECK.diagnose(changed(forward=forward)).text
     assert "# too wide" in text and "mat1 and mat2" in text
-    assert "Bottleneck(config=L1Config(n_heads=2, n_embd=4, n_inner=16, dropout=0.0))(x=" in text
+    assert "Bottleneck(config=L1Config(n_heads=2, n_embd=4, dropout=0.0))(x=" in text
+
+
+def test_a_module_without_forward_is_no_blank():
+    class Empty(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.up, self.down = nn.Linear(3, config.n_embd), nn.Linear(config.n_embd, 3)
+
+    verdict = BOTTLENECK.diagnose(Empty)
+    assert verdict.state == "wrong" and 'missing the required "forward" function' in verdict.text
+
+
+def test_a_module_that_never_answers_gets_no_name_of_a_mistake():
+    verdict = BOTTLENECK.diagnose(changed(forward=lambda self, x: self.down(x).no_such_thing()))
+    assert verdict.mistakes == () and "AttributeError" in verdict.text
+
+
+def test_an_output_of_whole_numbers_is_told():
+    verdict = BOTTLENECK.diagnose(changed(forward=lambda self, x: Functional.forward(self, x).long()))
+    assert verdict.state == "wrong" and "dtype" in verdict.text
+
+
+def test_sparse_gradients_are_compared_as_dense_ones():
+    dense = torch.tensor([[0.0, 1.0]])
+    assert same(dense.to_sparse(), dense, 1e-6) and not same(dense.to_sparse(), 2 * dense, 1e-6)
 
 
 def test_a_rule_of_a_module_gets_the_module_ready_to_call():
@@ -447,7 +472,8 @@ def test_swapped_axes_are_told_by_name():
 
 
 def test_a_config_is_shown_by_what_differs_from_its_defaults():
-    assert short(L1Config(n_embd=12, n_heads=3)) == "L1Config(n_heads=3, n_embd=12, n_inner=48)"
+    assert short(L1Config(n_embd=12, n_heads=3)) == "L1Config(n_heads=3, n_embd=12)"
+    assert short(L1Config(n_embd=12, n_heads=3, n_inner=7)) == "L1Config(n_heads=3, n_embd=12, n_inner=7)"
 
 
 def test_dicts_are_compared_key_by_key():
