@@ -124,6 +124,11 @@ RESIDUAL_STEP = Exercise(
         Mistake("post-norm: the sum is normalised", _OLD, _post_norm),
         Mistake("the sum is normalised too, after the sublayer", _HIGHWAY, _norm_around),
         Mistake(
+            "norm falls on the stream, not on the sublayer's input",
+            _HIGHWAY,
+            lambda x, norm, sublayer: norm(x) + sublayer(x),
+        ),
+        Mistake(
             "norm is left out",
             "the stream grows from block to block; without norm the sublayer meets ever larger numbers.",
             _no_norm,
@@ -227,8 +232,8 @@ class _Everywhere(MultiHeadAttention):
 
 
 def _two_steps(block: nn.Module, x: Tensor) -> Tensor:
-    x = block.first(x, block.norm_1, block.drop(block.attention))
-    return block.second(x, block.norm_2, block.drop(block.feed_forward))
+    x = block.first(x, block.norm_1, block.drop("attention"))
+    return block.second(x, block.norm_2, block.drop("feed_forward"))
 
 
 class _Block(nn.Module):
@@ -245,18 +250,19 @@ class _Block(nn.Module):
         eps: float | None = None,
         attention: Callable = MultiHeadAttention,
         dropped: str = "",
+        halves: tuple[str, ...] = ("attention", "feed_forward"),
         changed: Callable = lambda block: None,
     ):
         super().__init__()
         self.norm_1, self.norm_2 = (nn.LayerNorm(config.n_embd, eps or config.layer_norm_eps) for _ in range(2))
         self.attention, self.feed_forward = attention(config), FeedForward(config)
         self.first, self.second, self.flow, self.end = first, second, flow, end
-        self.p, self.dropped = config.dropout, dropped
+        self.p, self.dropped, self.halves = config.dropout, dropped, halves
         changed(self)
 
-    def drop(self, sublayer: Callable) -> Callable:
+    def drop(self, name: str) -> Callable:
         active = self.dropped == "always" or (self.dropped == "in training" and self.training)
-        return lambda x: F.dropout(sublayer(x), self.p, active)
+        return lambda x: F.dropout(getattr(self, name)(x), self.p, active and name in self.halves)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self, self.flow(self, x))
@@ -269,6 +275,11 @@ def _parallel(block: nn.Module, x: Tensor, second: str = "norm_2") -> Tensor:
 def _back_to_the_start(block: nn.Module, x: Tensor) -> Tensor:
     y = x + block.attention(block.norm_1(x))
     return x + block.feed_forward(block.norm_2(y))
+
+
+def _one_after_the_other(block: nn.Module, x: Tensor, kept: bool = True) -> Tensor:
+    y = block.attention(block.norm_1(x))
+    return (x + y if kept else x) + block.feed_forward(block.norm_2(y))
 
 
 def _other_norms(block: nn.Module, x: Tensor, norms: tuple[str, str]) -> Tensor:
@@ -334,11 +345,18 @@ TRANSFORMER_BLOCK = Exercise(
         Probe("two sequences", stream(of_config(6, 3, n_inner=8), 2, 4, 1.5), "B T C"),
         Probe("a large layer_norm_eps", stream(of_config(4, 2, n_inner=6, layer_norm_eps=0.01), 2, 3, 0.2), "B T C"),
         Probe("a single position", stream(of_config(4, 1, n_inner=7), 3, 1, 2.0), "B T C"),
-        Probe("with dropout", stream(of_config(4, 2, n_inner=6, dropout=0.3), 2, 2), "B T C"),
+        # So many entries that no other way of drawing falls out by chance.
+        Probe("with dropout", stream(of_config(8, 2, n_inner=12, dropout=0.3), 2, 4), "B T C"),
         Probe("a large stream", stream(of_config(4, 2, n_inner=5), 2, 3, 1e3), "B T C", edge=True, tolerance=1e-4),
     ),
     mistakes=(
         Mistake("post-norm: each sum is normalised", _OLD, partial(_Block, first=_post_norm, second=_post_norm)),
+        Mistake(
+            "post-norm in one of the halves: its sum is normalised",
+            _OLD,
+            partial(_Block, first=_post_norm),
+            (partial(_Block, second=_post_norm),),
+        ),
         Mistake(
             "the stream goes on from the normalised x, in both halves",
             _HIGHWAY,
@@ -412,6 +430,12 @@ TRANSFORMER_BLOCK = Exercise(
             partial(_Block, flow=_back_to_the_start),
         ),
         Mistake(
+            "the feed-forward layer reads attention's answer alone, without x",
+            "the second half reads the stream: x and what attention has added to it.",
+            partial(_Block, flow=_one_after_the_other),
+            (partial(_Block, flow=partial(_one_after_the_other, kept=False)),),
+        ),
+        Mistake(
             "the feed-forward layer comes before attention",
             "first a position gathers, then it works on what it has gathered.",
             partial(_Block, flow=_other_order),
@@ -464,7 +488,11 @@ TRANSFORMER_BLOCK = Exercise(
             "the block adds dropout of its own",
             "attention and the feed-forward layer drop out by themselves, after proj; so it falls twice.",
             partial(_Block, dropped="in training"),
-            (partial(_Block, end=lambda block, x: F.dropout(x, block.p, block.training)),),
+            (
+                partial(_Block, dropped="in training", halves=("feed_forward",)),
+                partial(_Block, dropped="in training", halves=("attention",)),
+                partial(_Block, end=lambda block, x: F.dropout(x, block.p, block.training)),
+            ),
         ),
         Mistake(
             "x is changed in place",

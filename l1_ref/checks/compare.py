@@ -58,7 +58,8 @@ class Difference:
 def same(a: Any, b: Any, tolerance: float) -> bool:
     """Say whether two observed values are the same behaviour.
 
-    NaN equals NaN, infinity equals infinity, and a failure equals any other, but an endless loop only an endless loop.
+    Whole numbers are compared exactly; one may stand where a float is expected. NaN equals NaN, and infinity equals
+    infinity. A failure equals any other, but an endless loop only an endless loop.
 
     Args:
         a: A tensor, number, container of these, or anything with ==.
@@ -68,9 +69,12 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, Failure) and isinstance(b, Failure):
         return isinstance(a.error, TimeoutError) == isinstance(b.error, TimeoutError)
     if isinstance(a, Rough) and isinstance(b, Rough):
-        return math.isclose(a.value, b.value, rel_tol=0, abs_tol=max(a.within, b.within))
+        close = math.isclose(a.value, b.value, rel_tol=0, abs_tol=max(a.within, b.within))
+        return close or (a.value != a.value and b.value != b.value)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return _same_tensor(a, b, tolerance)
+    if isinstance(a, int) and isinstance(b, int):
+        return type(a) is type(b) and a == b
     if _is_number(a) and _is_number(b):
         return math.isclose(a, b, rel_tol=10 * tolerance, abs_tol=tolerance) or (a != a and b != b)
     if isinstance(a, dict) and isinstance(b, dict):
@@ -201,7 +205,11 @@ def worst_index(expected: Tensor, got: Tensor) -> tuple[int, ...]:
     gap = (expected.double() - got.double()).abs()
     gap = gap.nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(expected == got, 0)
     gap = gap.masked_fill(expected.isnan() & got.isnan(), 0)
-    return tuple(int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
+    flat, index = int(gap.argmax()), []
+    for size in reversed(gap.shape):  # torch.unravel_index would import sympy, which takes longer than a check
+        flat, place = divmod(flat, size)
+        index.insert(0, place)
+    return tuple(index)
 
 
 def _told_apart(text: Callable[[Any, int], str], a: Any, b: Any) -> tuple[str, str]:

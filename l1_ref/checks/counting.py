@@ -315,3 +315,5 @@ COUNT_PARAMETERS = Exercise(
         "where the head is untied.",
     ),
 )
+
+EXERCISES = (COUNT_PARAMETERS,)

@@ -185,6 +185,9 @@ class Exercise:
         if any(messages.is_unwritten(value) for seen in got for value in seen.values()):
             return Verdict("unwritten", messages.unwritten(self.name))
         places = [place for i in range(len(got)) for place in differing(self, i, expected[i], got[i])]
+        # Where the code failed, what else is missing only follows from that.
+        failed = {i for i, seen in enumerate(got) if any(isinstance(value, Failure) for value in seen.values())}
+        places = [(i, name) for i, name in places if i not in failed or name in got[i]]
         story = messages.Story(self, self._inputs(seed), expected, got, printed.getvalue())
         if not places:
             broken = self._broken_rule(candidate, seed)

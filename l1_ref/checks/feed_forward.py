@@ -64,6 +64,8 @@ GELU = Exercise(
         Probe("five numbers", _numbers(-2.0, -1.0, -0.5, 1.0, 2.0), "C"),
         Probe("where the curve bends", _numbers(-3.0, -2.5, -1.5, -0.75, -0.25, 0.5, 3.0), "C"),
         Probe("a batch", _normal(2, 3, 4), "B T C"),
+        # A rounded constant shows in the sixth digit only.
+        Probe("six digits", _numbers(-2.0, -1.5, -1.25, -1.0), "C", gradient=False, tolerance=1e-6),
         Probe("float64 in, float64 out", _normal(2, 5, dtype=torch.float64), "T C"),
         Probe("numbers far from zero", _numbers(-1e4, -60.0, -20.0, 20.0, 60.0, 1e4), "C", edge=True),
     ),
@@ -99,7 +101,7 @@ GELU = Exercise(
             "the constant 0.044715 is another number",
             "the three constants together fit the curve; a lost zero bends it far off.",
             partial(_bent, cubic=0.44715),
-            tuple(partial(_bent, cubic=c) for c in (0.0044715, 0.04715, 0.04475, 0.045, 0.0447715, 0.04, 0.05)),
+            tuple(partial(_bent, cubic=c) for c in (0.0044715, 0.04715, 0.04475, 0.0447715)),
         ),
         Mistake(
             "sqrt(2 / pi) is another number",
@@ -115,10 +117,20 @@ GELU = Exercise(
                     1 / math.sqrt(math.pi),
                     math.sqrt(2),
                     1 / math.sqrt(2),
-                    0.8,
-                    0.798,
                     1.0,
                 )
+            ),
+        ),
+        Mistake(
+            "a constant is rounded",
+            "the error is small, and adds up over many layers; let math.sqrt and math.pi do the counting.",
+            partial(_bent, scale=0.8),
+            (
+                *(partial(_bent, scale=c) for c in (0.79, 0.797, 0.7978, 0.7979, 0.798, math.sqrt(2 / 3.14))),
+                *(partial(_bent, cubic=c) for c in (0.04, 0.044, 0.0447, 0.045, 0.05)),
+                partial(_bent, scale=0.7979, cubic=0.0447),
+                partial(_bent, scale=0.798, cubic=0.0447),
+                partial(_bent, scale=0.8, cubic=0.045),
             ),
         ),
         Mistake(
@@ -130,6 +142,7 @@ GELU = Exercise(
             "the power of x is missing: 0.044715 multiplies x itself",
             "the cube is what bends the curve away from the plain tanh.",
             partial(_bent, inner=lambda x, scale, cubic: scale * (x + cubic * x)),
+            (partial(_bent, inner=lambda x, scale, cubic: scale * (x + cubic * 3 * x)),),
         ),
         Mistake(
             "the cubic term is left out",
@@ -173,10 +186,14 @@ GELU = Exercise(
             partial(_bent, outer=lambda x, t: 0.5 * x * t),
         ),
         Mistake(
-            "1 is added outside the product",
-            "the 1 belongs to the gate: x multiplies 1 + tanh.",
+            "the brackets around 1 + tanh are missing",
+            "0.5 and x multiply the whole gate, 1 + tanh.",
             partial(_bent, outer=lambda x, t: 0.5 * x * t + 1),
-            (partial(_bent, outer=lambda x, t: 0.5 * (x * t + 1)), partial(_bent, outer=lambda x, t: 0.5 * x + t)),
+            (
+                partial(_bent, outer=lambda x, t: 0.5 * (x * t + 1)),
+                partial(_bent, outer=lambda x, t: 0.5 * x + t),
+                partial(_bent, outer=lambda x, t: x * (0.5 + t)),
+            ),
         ),
         Mistake(
             "the sign of the tanh is turned",
@@ -254,37 +271,37 @@ class _Bent(nn.Module):
         bend: Callable = gelu,
         after: Callable = as_it_is,
         rate: Callable = lambda p: p,
-        dropped: tuple[bool, bool] = (False, True),
+        dropped: tuple[str, ...] = ("output",),
         always: bool = False,
-        residual: bool = False,
+        added: str = "",
     ):
         super().__init__()
         F_ = width(config)
         self.fc = nn.Linear(config.n_embd, F_, bias=biases[0])
         self.proj = nn.Linear(F_, config.n_embd, bias=biases[1])
         self.before, self.bend, self.after = before, bend, after
-        self.p, self.dropped, self.always, self.residual = rate(config.dropout), dropped, always, residual
+        self.p, self.dropped, self.always, self.added = rate(config.dropout), dropped, always, added
 
-    def _drop(self, x: Tensor, dropped: bool) -> Tensor:
-        return F.dropout(x, self.p, self.training or self.always) if dropped else x
+    def _drop(self, x: Tensor, place: str) -> Tensor:
+        return F.dropout(x, self.p, self.training or self.always) if place in self.dropped else x
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self._drop(self.bend(self.fc(self.before(x))), self.dropped[0])
-        y = self._drop(self.after(self.proj(h)), self.dropped[1])
-        return x + y if self.residual else y
+        h = self._drop(self.bend(self.fc(self.before(self._drop(x, "input")))), "hidden")
+        y = self.after(self.proj(h))
+        y = self._drop(x + y if self.added == "before dropout" else y, "output")
+        return x + y if self.added == "at the end" else y
 
 
 class _Swapped(nn.Module):
-    """fc narrows and proj widens; the call uses them by their names, or by their shapes."""
+    """fc narrows and proj widens, and proj is called first."""
 
-    def __init__(self, config: L1Config, by_name: bool = False):
+    def __init__(self, config: L1Config):
         super().__init__()
         self.fc, self.proj = nn.Linear(config.n_inner, config.n_embd), nn.Linear(config.n_embd, config.n_inner)
-        self.dropout, self.by_name = nn.Dropout(config.dropout), by_name
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = (self.fc, self.proj) if self.by_name else (self.proj, self.fc)
-        return self.dropout(second(gelu(first(x))))
+        return self.dropout(self.fc(gelu(self.proj(x))))
 
 
 def normed(x: Tensor) -> Tensor:
@@ -313,7 +330,8 @@ FEED_FORWARD = Exercise(
         Probe("two sequences", stream(of_config(3, n_inner=5), 2, 2, 2.0), "B T C"),
         Probe("n_inner left at 4 * n_embd", stream(of_config(4), 2, 3, 2.0), "B T C"),
         Probe("a narrow hidden layer", stream(of_config(5, n_inner=4), 2, 3, 2.0), "B T C"),
-        Probe("with dropout", stream(of_config(4, n_inner=6, dropout=0.3), 2, 2, 1.5), "B T C"),
+        # So many entries that no other way of drawing falls out by chance.
+        Probe("with dropout", stream(of_config(8, n_inner=12, dropout=0.3), 2, 4, 1.5), "B T C"),
         Probe("large inputs", stream(of_config(3, n_inner=5), 2, 4, 100.0), "B T C", edge=True),
     ),
     mistakes=(
@@ -331,7 +349,6 @@ FEED_FORWARD = Exercise(
             "fc and proj are swapped",
             "fc leads from n_embd to n_inner, proj from n_inner to n_embd; weights are loaded by name.",
             _Swapped,
-            (partial(_Swapped, by_name=True),),
         ),
         Mistake("fc has no bias", _BIAS, partial(_Bent, biases=(False, True))),
         Mistake("proj has no bias", _BIAS, partial(_Bent, biases=(True, False))),
@@ -388,11 +405,19 @@ FEED_FORWARD = Exercise(
         Mistake(
             "dropout is missing",
             "without it a large model learns its texts by heart.",
-            partial(_Bent, dropped=(False, False)),
+            partial(_Bent, dropped=()),
         ),
-        Mistake("dropout is before proj, on the hidden layer", _DROPPED, partial(_Bent, dropped=(True, False))),
         Mistake(
-            "dropout falls twice: on the hidden layer and on the output", _DROPPED, partial(_Bent, dropped=(True, True))
+            "dropout is before proj: on the hidden layer, or on the input",
+            _DROPPED,
+            partial(_Bent, dropped=("hidden",)),
+            (partial(_Bent, dropped=("input",)),),
+        ),
+        Mistake(
+            "dropout falls more than once",
+            _DROPPED,
+            partial(_Bent, dropped=("hidden", "output")),
+            (partial(_Bent, dropped=("input", "output")), partial(_Bent, dropped=("input", "hidden", "output"))),
         ),
         Mistake(
             "the dropout rate is not config.dropout",
@@ -403,7 +428,8 @@ FEED_FORWARD = Exercise(
         Mistake(
             "x is added inside",
             "the block adds the residual; added here too it would count twice.",
-            partial(_Bent, residual=True),
+            partial(_Bent, added="at the end"),
+            (partial(_Bent, added="before dropout"),),
         ),
         Mistake(
             "x is normalised inside",

@@ -470,3 +470,5 @@ INIT_WEIGHTS = Exercise(
         "sqrt(2 * n_layers) if its name ends in proj.weight; a vector gets 1 if its name ends in weight, and else 0.",
     ),
 )
+
+EXERCISES = (INIT_WEIGHTS,)

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l1_ref.checks import counting, initial, tying
 from l1_ref.checks.compare import Failure, Rough
-from l1_ref.checks.counting import COUNT_PARAMETERS
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-from l1_ref.checks.initial import INIT_WEIGHTS, SMALL, figures
+from l1_ref.checks.initial import SMALL, figures
 from l1_ref.checks.observe import OUTPUT, PARAMETERS, REPEATED, SHARED, Observation, filled, observe_module
-from l1_ref.checks.tying import TIE_WEIGHTS
 from l1_ref.config import L1Config
 from l1_ref.embeddings import InputEmbedding
 from l1_ref.transformer import L1Model, TransformerBlock, init_weights
@@ -403,4 +402,4 @@ L1_MODEL = Exercise(
     ),
 )
 
-EXERCISES = (COUNT_PARAMETERS, INIT_WEIGHTS, L1_MODEL, TIE_WEIGHTS)
+EXERCISES = (*counting.EXERCISES, *initial.EXERCISES, L1_MODEL, *tying.EXERCISES)

@@ -57,8 +57,8 @@ def _rows_alone(f: Callable, x: Tensor, weight: Tensor, bias: Tensor, **named: f
 
 def _finite_gradient(f: Callable, x: Tensor, weight: Tensor, bias: Tensor, **named: float) -> bool:
     x.requires_grad_()
-    (gradient,) = torch.autograd.grad(f(x * 1, weight, bias, *named.values()).sum(), x)
-    return bool(gradient.isfinite().all())
+    total = f(x * 1, weight, bias, *named.values()).sum()
+    return not total.requires_grad or bool(torch.autograd.grad(total, x)[0].isfinite().all())
 
 
 def _spread(x: Tensor, mean: Tensor, axes: int | tuple | None, keepdim: bool) -> Tensor:
@@ -99,6 +99,10 @@ def _changes_x(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
 
 def _default(default: float) -> Callable:
     return lambda x, weight, bias, eps=default: layer_norm(x, weight, bias, eps)
+
+
+def _mean_over_root(x: Tensor, eps: float) -> Tensor:
+    return x.mean(-1, keepdim=True) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
 
 
 def _without_gradient(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -200,6 +204,12 @@ LAYER_NORM = Exercise(
             partial(_norm, spread=lambda x, mean, axes, keep: x.square().mean(axes, keepdim=keep)),
         ),
         Mistake(
+            "brackets are missing: only the mean is divided by the root",
+            "the whole distance x - mean is divided.",
+            lambda x, weight, bias, eps=1e-5: (x - _mean_over_root(x, eps)) * weight + bias,
+            (lambda x, weight, bias, eps=1e-5: x - _mean_over_root(x, eps) * weight + bias,),
+        ),
+        Mistake(
             "the sign is turned: mean - x",
             "a large entry must stay a large one.",
             partial(_norm, shift=lambda x, mean: mean - x),
@@ -287,9 +297,10 @@ LAYER_NORM = Exercise(
             (partial(_norm, detached=(True, False)), partial(_norm, detached=(False, True))),
         ),
         Mistake(
-            "no gradient gets through to x",
+            "no gradient gets through",
             "the layers below would not learn; .data, detach, no_grad, numpy or torch.tensor(...) cut the path.",
             _without_gradient,
+            (lambda x, weight, bias, eps=1e-5: layer_norm(x, weight, bias, eps).detach(),),
         ),
         Mistake("x is changed in place", "the residual stream still needs it, and autograd does too.", _changes_x),
     ),

@@ -311,9 +311,9 @@ def observe_draws(
     except Exception as error:
         return {OUTPUT: Failure(error)}
     total = max(1, drawn.total())
-    # Four standard deviations of each share, so that no right style falls out by chance.
+    # Five standard deviations of the difference of two such shares, so that no right style falls out by chance.
     seen["how often each was drawn"] = {
-        each: Rough(n / total, 4 * (n / total * (1 - n / total) / total) ** 0.5 + 0.5 / total)
+        each: Rough(n / total, 5 * (2 * n / total * (1 - n / total) / total) ** 0.5 + 0.5 / total)
         for each, n in drawn.items()
     }
     return seen

@@ -224,3 +224,6 @@ def _n_after(candidate: Callable, model: nn.Module) -> int:
     mine = copy.deepcopy(model)
     candidate(mine)
     return len(list(mine.parameters()))
+
+
+EXERCISES = (TIE_WEIGHTS,)

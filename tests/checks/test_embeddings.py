@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from check_cases import (
+from torch import nn
+
+from l1_ref import checks
+from l1_ref.checks.names import Names
+from l1_ref.embeddings import PositionalEmbedding, SinusoidalEmbedding, TokenEmbedding, sinusoidal_positions
+from tests.check_cases import (
     assert_accepted,
     assert_all_told,
     assert_named_first,
@@ -14,11 +19,6 @@ from check_cases import (
     assert_same_on_two_threads,
     cases,
 )
-from torch import nn
-
-from l1_ref import checks
-from l1_ref.checks.names import Names
-from l1_ref.embeddings import PositionalEmbedding, SinusoidalEmbedding, TokenEmbedding, sinusoidal_positions
 
 # TokenEmbedding: wrong answers. Most share this beginning, and differ in `forward`.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from l1_ref import L1Config, checks
 from l1_ref.checks import messages, pictures
-from l1_ref.checks.compare import difference, same, short
+from l1_ref.checks.compare import Rough, difference, same, short
 from l1_ref.checks.engine import Exercise, Mistake, Probe, Property
 from l1_ref.checks.observe import observe_draws, observe_in_place, observe_step
 
@@ -215,6 +215,12 @@ def test_a_module_that_never_answers_gets_no_name_of_a_mistake():
 def test_an_output_of_whole_numbers_is_told():
     verdict = BOTTLENECK.diagnose(changed(forward=lambda self, x: Functional.forward(self, x).long()))
     assert verdict.state == "wrong" and "dtype" in verdict.text
+
+
+def test_whole_numbers_are_compared_exactly_and_rough_ones_with_nan():
+    assert not same(20000, 20001, 1e-5) and not same(True, 1, 1e-5) and same(3, 3, 1e-5)
+    nan = float("nan")
+    assert same(Rough(nan, 0.1), Rough(nan, 0.1), 1e-5) and not same(Rough(nan, 0.1), Rough(0.5, 0.1), 1e-5)
 
 
 def test_sparse_gradients_are_compared_as_dense_ones():
