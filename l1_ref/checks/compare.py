@@ -240,6 +240,8 @@ def kind(value: Any, axes: str = "") -> str:
     """Name what a value is: a tensor of a shape, or its type."""
     if isinstance(value, Tensor):
         return f"a tensor {named_shape(value, axes)}"
+    if isinstance(value, str):
+        return f"the text {value!r}" if len(value) <= 40 else "a text"
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Tokens
 #
-# A model computes with numbers, and a text is made of letters. Here you write what stands between them: how a text is
-# cut into numbered pieces, and how the numbers become examples to learn from.
+# A model computes with numbers, and a text is made of letters. Here you write what stands between them.
 #
 # **Goals.** Learn a vocabulary from a text. Turn any text into ids, and ids back into text. Cut a long stream of ids
 # into training examples.
@@ -29,7 +28,8 @@ tokenizer = l1_ref.load_tokenizer(l1_ref.DATA_DIR)
 # ## Text is bytes
 #
 # A computer stores text as *bytes*, numbers from 0 to 255. The rule that turns characters into bytes is called UTF-8.
-# A plain English letter takes one byte. Other characters take two, three or four.
+# A plain English letter takes one byte. Other characters take two, three or four. (Cells that draw, like the next one,
+# can be run unread.)
 
 # %% tags=["nbval-ignore-output"]
 text = "café 😀"
@@ -39,8 +39,8 @@ plots.show(plots.cuts(rows, numbers=["bytes"]), alt=alt)
 
 # %% [markdown]
 # (␣ is a space.) So text consists of numbers already. Why not give these to the model? A piece of text that the model
-# treats as one is a *token*, its number is the token's *id*, and the list of all tokens is the *vocabulary*. With bytes
-# as tokens the vocabulary has 256 entries and can write everything. With words as tokens it looks like this:
+# treats as one is a *token*, its number is the token's *id*, and the list of all tokens is the *vocabulary*. The tokens
+# could be bytes, 256 that can write everything. Or words. Here are both, on one tale:
 
 # %%
 known_words = set(" ".join(tales).split())
@@ -50,7 +50,7 @@ print("does it know 'lighthouse'?", "lighthouse" in known_words)
 
 # %% [markdown]
 # A byte is too small a piece. Texts become long, and the model must spell every word. A word is too large. The list of
-# words never ends: names, typing errors, other languages. What is not in the list cannot be written at all.
+# words never ends (names, typing errors, other languages), and what is not in it cannot be written at all.
 #
 # **Byte-pair encoding** finds the middle: frequent words stay whole, rare ones fall into parts. Gage (1994) invented it
 # to make files smaller: take the pair of neighbouring bytes that occurs most often, put one unused byte in its place,
@@ -61,7 +61,7 @@ print("does it know 'lighthouse'?", "lighthouse" in known_words)
 #
 # Left alone, merging would spend tokens on a "dog!" beside a "dog?" and a "dog." (Radford et al. 2019, section 2.2). So
 # for GPT-2 a fixed pattern first cuts the text into pieces, and no pair may span two of them. `split_text` applies that
-# pattern and gives the bytes of each piece.
+# pattern and yields the bytes of each piece, one after another. You need not read the pattern; look at what it does.
 
 # %%
 print(GPT2_SPLIT_PATTERN)
@@ -77,15 +77,20 @@ print(*split_text("Nell's owl can't read 2 maps, or 1948!"), sep="\n")
 # %%
 words = Counter(tuple(piece) for tale in tales for piece in split_text(tale))
 print(f"{words.total():,} words in the tales, {len(words)} different ones")
-print("the most frequent that have letters:", words.most_common(4)[1::2])
-print("the first of these, as text:", bytes(words.most_common(2)[1][0]))
+with_letters = [(word, n) for word, n in words.most_common() if bytes(word).strip().isalpha()]
+print("the most frequent that have letters:", with_letters[:2])
+print("the first of these, as text:", bytes(with_letters[0][0]))
 
 # %% [markdown]
+# Split at white space, as above, there were 812 different words: "dog" and "dog." were two. The pattern leaves 485.
+#
 # ## Merges
 #
 # Now join the most frequent pair of neighbours into a new token, and repeat. That is all of byte-pair encoding
-# (Sennrich et al. 2016, algorithm 1). Here it is on the small example of that paper: five words, with the number of
-# times that each occurs. Orange is what is joined next. Move the slider to see the vocabulary grow.
+# (Sennrich et al. 2016, algorithm 1). Here it is on the small example of that paper, with the number of times that each
+# word occurs. (The paper's four words have a mark at the end. Ours have the space in front. So the very first "low",
+# without one, is a word of its own: five words.) Orange is what is joined next. Move the slider to see the vocabulary
+# grow.
 
 
 # %%
@@ -118,7 +123,8 @@ plots.explore(draw, merges=list(range(16)))
 # ## Exercise: `count_pairs`
 #
 # Write the right-hand side of the picture. `words` maps each word, a tuple of ids, to the number of times it occurs.
-# Return a `Counter` that maps each pair `(left, right)` of neighbouring ids to its number of occurrences.
+# Return a `Counter` that maps each pair `(left, right)` of neighbouring ids to its number of occurrences. (In a
+# `Counter`, a dictionary, a missing key counts 0. So `counts[pair] += n` just works.)
 #
 # - A word that occurs six times adds six to each of its pairs.
 # - Count every place: the word `(7, 7, 7)` holds the pair `(7, 7)` twice.
@@ -206,13 +212,14 @@ plots.show(plots.cuts(rows, marked=marked), alt=alt)
 # - `text` is one string, or a list of documents. No pair spans two documents. Cut each with `split_text`.
 # - `vocab_size` counts the 256 bytes. It is at least 256.
 # - **Stop early**, with fewer tokens, when no pair is left. While one is left, go on, even if it occurs only once.
-# - **Ties.** In the picture above, two pairs occurred nine times. Which comes first? Any rule is good, as long as it is
-#   fixed. Without one, two computers could learn different vocabularies, and a saved model would read other tokens than
-#   it was trained on. Our rule: of equally frequent pairs take the lexicographically greatest *pair of byte strings*.
-#   That is how Python compares tuples of `bytes`: left parts first, then right parts. Ids will not do, because id 300
-#   is larger than every byte, whatever it stands for.
+# - **Ties.** In the picture of the five words, before the first merge, e + s and s + t both occur nine times. Any rule
+#   will do, as long as it is fixed. Without one, two computers could learn different vocabularies, and a saved model
+#   would read other tokens than it was trained on. Our rule: of equally frequent pairs take the lexicographically
+#   greatest *pair of byte strings*. That is the order of a dictionary, by byte values, and the last one wins: s + t.
+#   Python compares tuples of `bytes` so: left parts first, then right parts. Ids will not do, because id 300 is larger
+#   than every byte, whatever it stands for.
 #
-# Use `l1_ref.count_pairs` and `l1_ref.merge_pair`, or your own. Keep a list of the tokens' bytes beside the words.
+# Use `l1_ref.count_pairs` and `l1_ref.merge_pair`, or your own.
 
 
 # %% tags=["exercise"] name="train_bpe" points=2 difficulty="hard" minutes=25
@@ -237,8 +244,9 @@ def train_bpe(text, vocab_size):
 checks.train_bpe(train_bpe)
 
 # %% [markdown]
-# We ask your code for 1,000 tokens from the small text. It should stop early: when each of the five words is one token,
-# there is nothing left to join. The paper's first merge is "es", ours is "st". That is the tie.
+# We ask your code for 1,000 tokens from the small text. It should stop early, when each of the five words is one token.
+# Of equals, the paper's program joins the one that it happens to meet first, "es". Ours joins "st". That is the tie: s
+# comes after e, so (s, t) is the greater pair.
 
 # %%
 learned = list(train_bpe(SMALL, 1000))
@@ -247,18 +255,19 @@ print(len(learned), "tokens; the merges:", *learned[256:])
 # %% [markdown]
 # ## Exercise: `encode`
 #
-# The vocabulary stands, and a new text comes. Cut it into words, as in training. Then in each word do the merges again,
-# in the order in which they were learned (Sennrich et al. 2016, section 3.2):
+# The vocabulary stands, and a new text comes. Cut it into words, as in training, and do the merges again (Sennrich et
+# al. 2016, section 3.2):
 #
 # 1. A word that is itself a token is that one id.
 # 2. Any other word starts as single bytes. Look at all neighbours that join to a token of the vocabulary. Join the two
 #    whose token has the **lowest rank**, the leftmost of equals. Repeat until no neighbours join.
 #
-# Taking the longest token that fits is another method, with other answers.
+# For a vocabulary from `train_bpe`, rule 2 alone gives the same ids. Rule 1 saves time, and vocabularies made elsewhere
+# may need it. Taking the longest token that fits is another method, with other answers.
 #
 # Write `encode(text, ranks)`. Return all ids in one list of ints; the empty text gives an empty list. `ranks` holds all
-# 256 bytes, but look up their ids too: vocabularies made elsewhere may number them otherwise. `<|endoftext|>` gets no
-# special treatment here. It is plain text.
+# 256 bytes, but look up their ids too: vocabularies made elsewhere may number them otherwise. `<|endoftext|>` is how
+# GPT-2 writes the end-of-text mark of notebook 00. Here it is thirteen characters of plain text.
 
 
 # %% tags=["exercise"] name="encode" points=2 difficulty="hard" minutes=25
@@ -287,7 +296,8 @@ def encode(text, ranks):
 checks.encode(encode)
 
 # %% [markdown]
-# Here is a paragraph of a tale at three vocabulary sizes. Each token has a colour of its own, and neighbours differ.
+# Here is a paragraph of a tale at three vocabulary sizes. The colours only show where one token ends and the next
+# begins. They mean nothing else.
 
 # %% tags=["nbval-ignore-output"]
 tale = tales[5].split("\n")[0]
@@ -300,8 +310,8 @@ alt = f"A paragraph of a tale, cut into coloured tokens: {', '.join(facts)}."
 plots.show(plots.coloured_tokens(panels), alt=alt)
 
 # %% [markdown]
-# And other texts, with the vocabulary that was learned from the tales. None is refused: what is strange falls into
-# small parts, at worst into single bytes. A byte that is no character by itself is shown as its number.
+# And other texts, with the same vocabulary. None is refused: what is strange falls into small parts, at worst into
+# single bytes. A byte that is no character by itself is shown as its number.
 
 # %% tags=["nbval-ignore-output"]
 TEXTS = {
@@ -324,29 +334,28 @@ plots.explore(draw_text, text=list(TEXTS), V=[999, 256, 300, 400, 600])
 # %% [markdown]
 # ### Predict before you run
 #
-# The course's tokenizer holds " moon", with its space, as one token. Write down your answers first. How many tokens
-# are:
+# The course's tokenizer holds " moon", with its space, as one token. How many tokens are:
 #
 # 1. "moon" without the space?
 # 2. " Moon", and " MOON"?
 # 3. " 2024"?
 # 4. the one character "😀"?
-# 5. And if you encode "moo" and "n" and put the ids one behind the other: do you get the ids of "moon"?
+# 5. Do the ids of "moo", followed by those of "n", make the ids of "moon"?
 
 # %%
 for text in (" moon", "moon", " Moon", " MOON", " 2024", "😀"):
     tokens = cut(text)
     print(f"{text!r:8} {len(tokens)}  {tokens}")
-parts = tokenizer.encode("moo") + tokenizer.encode("n")
-print("'moo' and 'n' give the ids of 'moon':", parts == tokenizer.encode("moon"))
+print("'moo' and 'n':", cut("moo"), cut("n"), "  'moon':", cut("moon"))
+print("the same ids: ", tokenizer.encode("moo") + tokenizer.encode("n") == tokenizer.encode("moon"))
 
 # %% [markdown]
 # <details><summary>Why?</summary>
 #
 # 1. Two. In the tales the moon always has a space in front. Merges know bytes, not meaning: " moon" and "moon" share no
 #    token here.
-# 2. Two, and four. The tales hold neither; they never have two capitals side by side, so no capitals were joined. That
-#    all of these mean the same a model must learn by itself.
+# 2. Two, and four. The tales hold neither, and never two capitals side by side, so no capitals were joined. That all of
+#    these mean the same a model must learn by itself.
 # 3. Five: the space and each digit. The tales write their numbers as words.
 # 4. Four, one for each byte. The tales hold no such character, and still it has ids.
 # 5. No. "moo" is m and oo, then comes n. But in "moon" the neighbours oo and n are joined too. A text has
@@ -358,7 +367,7 @@ print("'moo' and 'n' give the ids of 'moon':", parts == tokenizer.encode("moon")
 # ## Is a larger vocabulary better?
 #
 # We let training on the tales run until no pair is left. Then we measure how many characters a token holds, at each
-# size: in tales that were kept out of training, and in the texts from above.
+# size, in tales that were kept out of training and in two of the texts above.
 
 # %%
 full = l1_ref.train_bpe(tales, 100_000)
@@ -385,19 +394,20 @@ alt = (
 plots.show(plots.vocabulary_growth(sizes, lengths, learned, used), alt=alt)
 
 # %% [markdown]
-# Left: longer tokens make a text shorter, and a shorter text costs the model less. But the gain shrinks, and text
-# unlike the tales has little of it. German even begins below 1, because ü has two bytes.
+# Left: longer tokens make a text shorter, and a shorter text means fewer steps to compute. But the gain shrinks. Other
+# English stops near 2 characters a token, German near 1.4, while the tales pass 4: most of the later merges make whole
+# words of the tales. German even begins below 1, because ü has two bytes.
 #
 # Right: the grey area is tokens that were only steps on the way. The training text, once encoded, holds none of them.
-# Yet each token costs the model a vector, C numbers (notebook 02). And a model cannot learn the meaning of a token that
-# it never sees.
+# At the end the green line even falls a little: one new token can make two old ones useless. Yet each token costs the
+# model a vector, C numbers (notebook 02). And a model cannot learn the meaning of a token that it never sees.
 #
 # So the size is a choice. GPT-2 took 50,257: the 256 bytes, 50,000 merges, and one token that stands between documents.
 #
 # ## From ids to examples
 #
-# That last token is `<|endoftext|>`. It is not learned. It gets an id behind all others. Our tales are put into one
-# long *stream* of ids, each tale behind such a mark.
+# That last token is the mark `<|endoftext|>`. It is not learned; its id comes after all others. Our tales are put into
+# one long *stream* of ids, each tale behind such a mark.
 
 # %%
 ids = torch.tensor([i for tale in tales for i in (tokenizer.end_of_text, *tokenizer.encode(tale))])
@@ -406,7 +416,6 @@ print(f"{len(ids):,} ids; the mark has the id {tokenizer.end_of_text}; the strea
 # %% [markdown]
 # A language model has one task: guess the next token. So no person needs to write down the right answers. Cut any
 # window of T ids out of the stream and call it the input `x`. The target `y` is the window that begins one id later.
-# Below each input stands what comes next.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -418,11 +427,12 @@ def draw_window(start):
     return plots.training_examples(x, y), alt + " Then eight examples: one input, two, three …, and the token to guess."
 
 
-plots.explore(draw_window, start=[0, 1, 2, 3, 4, 40, 71])
+plots.explore(draw_window, start=[0, 1, 2, 3, 4, 40, 115])
 
 # %% [markdown]
-# The lower part shows why this is cheap: one window, a row of T ids, holds T examples. At each position the model sees
-# all tokens up to there, and guesses the next one. (In notebook 03 a mask keeps it from looking to the right.)
+# One window, a row of T ids, holds T examples. At each position the model sees all tokens up to there, and guesses the
+# next one. (In notebook 03 a mask keeps it from looking to the right.) A window may reach from one tale into the next,
+# as at start 115. The mark between them tells the model.
 #
 # ## Exercise: `next_token_batch`
 #
@@ -436,7 +446,8 @@ plots.explore(draw_window, start=[0, 1, 2, 3, 4, 40, 71])
 # - All starts from 0 to `len(ids) - context - 1` are equally likely, both ends included. The same start may come twice.
 # - `ids` stays as it was.
 #
-# Nowhere else in the course are targets shifted. The loss will compare scores and `y` place by place.
+# Remember: only here is `y` moved on by one. The loss in notebook 06 compares the scores at each place with
+# `y` at the same place.
 
 
 # %% tags=["exercise"] name="next_token_batch" points=1 difficulty="medium" minutes=15
@@ -482,7 +493,7 @@ print("and café 😀:", broken(tokenizer.encode("café 😀"), ranks))
 
 # %% [markdown]
 # Then a reader typed "café 😀". The sign � is U+FFFD, which stands for bytes that are not UTF-8. `errors="replace"`
-# asks for it, in place of an exception. Here are the characters, and the tokens that the tokenizer made of them:
+# asks for it, in place of an exception. Here are the characters, and their tokens:
 
 # %% tags=["nbval-ignore-output"]
 text = "café 😀"
@@ -517,9 +528,17 @@ print(decode(tokenizer.encode("café 😀"), tokenizer.ranks))
 print(decode(tokenizer.encode("café 😀")[:-1], tokenizer.ranks), "(the last id is missing)")
 
 # %% [markdown]
+# <details><summary>Why?</summary>
+#
+# The token 195 is the first half of é. Alone it is no UTF-8, so it became U+FFFD, and so did the other half. The tales
+# hold only characters of one byte, so there every token is whole characters. A test on plain English would not have
+# found this.
+#
+# </details>
+#
 # ## Yours beside ours
 #
-# The course's tokenizer has 1,000 ids: 999 learned from the tales, and the mark. Does your `train_bpe` find the same?
+# The course's tokenizer has 1,000 ids: 256 bytes, 743 merges, and the mark. Does your `train_bpe` find the same merges?
 
 # %% tags=["nbval-ignore-output"]
 start = time.perf_counter()
@@ -528,7 +547,7 @@ print(f"the same vocabulary: {mine == tokenizer.ranks}   ({time.perf_counter() -
 
 # %% [markdown]
 # The reference gives the same answer without counting all pairs again after each merge: it only corrects the counts
-# around the places that were joined. For real text, with many more different words, that decides.
+# around the places that were joined. For real text, with many more different words, that makes the difference.
 #
 # In use, the ranks go to `tiktoken`, a fast tokenizer library by the makers of GPT-2. `tokenizer.encoding` is one of
 # its `Encoding` objects. Your `encode` should give the same ids.
@@ -551,10 +570,10 @@ print("decode gives the text back: ", decode(tokenizer.encoding.encode_ordinary(
 # | text that appears token by token, whole characters only | `l1_ref.tokenizer.stream_text`, in `l1_ref/tokenizer.py` |
 # | training batches | `l1_ref.next_token_batch`, in `l1_ref/data.py` |
 #
-# - Text is bytes, so 256 tokens can write everything. Merges of frequent pairs make it short.
-# - The order of the merges is the vocabulary. Encoding does them again, lowest rank first.
+# - 256 bytes can write every text. Merges of frequent pairs make it short.
+# - Encoding does the merges again, lowest rank first.
 # - Tokens are bytes, not characters: join first, then decode.
-# - A row of T ids, with the same row moved on by one as its targets, holds T training examples.
+# - A row of T ids, with targets moved on by one, holds T training examples.
 #
 # An id is only a name: id 511 is no more than id 510. Next is 02, embeddings: each id becomes a vector, in which the
 # model can write down what it learns about the token.

@@ -8,7 +8,7 @@
 # **Goals.** See what depth does to numbers, and cure it with layer normalisation. Write the feed-forward layer. See the
 # model as a stream that layers read from and write to. Put a block together, and load trained weights into it.
 #
-# **Time.** About 80 minutes.
+# **Time.** About 75 minutes.
 #
 # **You need.** Notebook 03, and a PyTorch class with `__init__` and `forward`.
 
@@ -35,9 +35,10 @@ for gain in (0.8, 1.0, 1.2):
     print(f"{gain} to the power of 30 = {gain**30:.2g}")
 
 # %% [markdown]
-# Whatever one layer does to the scale of its numbers, a stack does again and again. Here it is, measured. Each layer is
-# a random C × C matrix. Its entries have standard deviation gain/√C, so the layer multiplies the spread of the numbers
-# by about *gain*. The second curve normalises after each layer; how that works comes next.
+# Whatever one layer does to the scale of its numbers, a stack does again and again. Let each layer be a random C × C
+# matrix, whose entries have standard deviation gain/√C. A sum of C products has √C times their spread, as in notebook
+# 03. So the layer multiplies the spread of the numbers by about *gain*. The second curve normalises after each layer;
+# how that works comes next.
 
 
 # %%
@@ -74,14 +75,14 @@ plots.explore(draw_spreads, gain=[1.2, 0.7, 0.8, 0.9, 1.0, 1.1, 1.5])
 # ## Layer normalisation
 #
 # The cure: measure the scale, and divide by it. *Layer normalisation* takes the C numbers of one position, subtracts
-# their mean and divides by their standard deviation. Then each column $i$ gets a scale $w_i$ and a shift $b_i$ that are
-# learned, so that the network can choose the size it wants.
+# their mean $\mu$ and divides by their standard deviation $\sigma$, the root of their *variance* $\sigma^2$. Then each
+# column $i$ gets a scale $w_i$ and a shift $b_i$ that are learned, so that the network can choose the size it wants.
 #
 # $$y_i = w_i \, \frac{x_i - \mu}{\sqrt{\sigma^2 + \varepsilon}} + b_i, \qquad
 # \mu = \frac{1}{C}\sum_i x_i, \quad \sigma^2 = \frac{1}{C}\sum_i (x_i - \mu)^2$$
 #
 # (Ba, Kiros and Hinton 2016, equation 3 for $\mu$ and $\sigma$.) The small number $\varepsilon$, `eps`, keeps the root
-# away from 0. Each position is treated alone: no other position and no other row of the batch has a say.
+# away from 0. Each position is treated alone: no other position or row of the batch has a say.
 
 # %% tags=["nbval-ignore-output"]
 chance = torch.Generator().manual_seed(0)
@@ -158,7 +159,8 @@ checks.layer_norm(layer_norm)
 #
 # (Vaswani et al. 2017, equation 2, which has ReLU, $\max(0, \cdot)$, in place of GELU.) $W_1$ widens from C to F,
 # usually four times C, and $W_2$ narrows back to C. One way to read it: each of the F hidden numbers asks whether a
-# certain pattern is there. If it is, the matching row of $W_2$ is added to the output (Geva et al. 2021).
+# certain pattern is there. If it is, the matching row of $W_2$ is added to the output (Geva et al. 2021). (`nn.Linear`
+# keeps each matrix transposed: there, that row is a column of `weight`.)
 #
 # Two things to see. First, change position 2 alone, and look which positions of the output change:
 
@@ -172,7 +174,11 @@ for name, layer in {"attention": block.attention, "feed-forward": block.feed_for
     print(f"{name:>12}: positions {moved.nonzero().flatten().tolist()} change")
 
 # %% [markdown]
-# Second, this plain layer holds most of a block's parameters:
+# Attention carries the change to position 2 and all later ones; the mask protects 0 and 1. The feed-forward layer keeps
+# it at home.
+#
+# Second, the layer holds two thirds of a block's parameters. Attention has $3C^2 + C^2$ weights, the feed-forward layer
+# has $2 \cdot C \cdot 4C = 8C^2$. (`preset` gives the sizes of a named model.)
 
 # %%
 for name in ("tiny", "gpt2"):
@@ -203,19 +209,18 @@ alt = f"Two charts: GELU follows ReLU, but smoothly, with a dip to {low:.2f}; it
 plots.show(plots.activations(x.detach(), curves), alt=alt)
 
 # %% [markdown]
-# How far is the approximation from the exact function, `torch.nn.functional.gelu`?
+# How far is the approximation from the exact function? Torch computes that one with the *error function*, `erf`:
 
 # %%
 x = torch.linspace(-6, 6, 10_001)
 gap = (l1_ref.gelu(x) - nn.functional.gelu(x)).abs().max()
-print("largest difference below 0.0005:", bool(gap < 0.0005))
+print(f"largest difference: {gap:.4f}")
 
 # %% [markdown]
 # ## Exercise: `gelu`
 #
 # Write `gelu(x)`, the tanh form above, for a float tensor of any shape. The result has its shape and dtype. Large
-# inputs must work, gradients must get through, and `x` stays as it was. (The exact form is a different function; the
-# check tells the two apart.)
+# inputs must work, gradients must get through, and `x` stays as it was. (The exact form fails the check.)
 
 
 # %% tags=["exercise"] name="gelu" points=1 difficulty="easy" minutes=5
@@ -271,11 +276,12 @@ checks.FeedForward(FeedForward)
 # instead: the output is $x + f(x)$, and $f$ need only learn what is to be changed. If nothing is, $f = 0$ will do.
 #
 # So picture a *residual stream* (Elhage et al. 2021): one vector of width C for each position, running from the
-# embedding to the head. Each attention or feed-forward layer, a *sub-layer*, stands on a branch. It reads a copy of the
-# stream, and adds its result to it. Nothing is overwritten. And the slope of $x + f(x)$ is $1 + f'(x)$: through the 1,
-# gradients flow back to the bottom without passing any matrix.
+# embedding to the *head*, the last linear layer, which turns each vector into V scores (no kin of attention's heads).
+# Each attention or feed-forward layer, a *sub-layer*, stands on a branch. It reads a copy of the stream, and adds its
+# result to it. Nothing is overwritten. And the slope of $x + f(x)$ is $1 + f'(x)$: through the 1, gradients flow back
+# to the bottom without passing any matrix.
 #
-# A block in which both branches write zeros changes nothing:
+# A block in which both branches write zeros changes nothing. Each branch ends in its `proj`, so zeros there are enough:
 
 # %%
 quiet = l1_ref.TransformerBlock(model.config)
@@ -291,10 +297,11 @@ print("output equals input:", torch.equal(quiet(x), x))
 # A branch should read a *normalised* copy of the stream, so that its input has the same scale at every depth. The
 # function below is meant to do one step: normalise, run the sub-layer, add. It is broken, and nothing crashes.
 #
-# To see the symptom, send random vectors through twelve steps with random linear sub-layers, each of which adds about
-# as much as the input had at the start. After $n$ steps the stream should hold $n + 1$ equal parts, and the first input
-# is one of them. The cosine between the first input and the stream should then be $1/\sqrt{n + 1}$, the dotted line.
-# (The cosine of two vectors is 1 where they point the same way, and 0 at a right angle.)
+# Send random vectors through twelve steps with random linear sub-layers, each of which adds about as much as the input
+# had at the start. After $n$ steps the stream should hold $n + 1$ equal parts, and the first input is one of them.
+# Random vectors of 256 numbers stand nearly at right angles. So, by Pythagoras, the sum of $n + 1$ equally long ones is
+# $\sqrt{n + 1}$ times as long as one, and the cosine between the first input and the stream should be $1/\sqrt{n + 1}$,
+# the dotted line. (The cosine of two vectors is 1 where they point the same way, and 0 at a right angle.)
 
 
 # %%
@@ -332,11 +339,11 @@ plots.show(figure, alt=alt)
 
 # %% [markdown]
 # Which line lets the stream forget? Say in one sentence what is wrong with it. Then write the mended step:
-# `residual_step(x, norm, sublayer)` takes the stream and two callables, calls each of them once, and returns the new
-# stream. `x` itself stays as it was, and gradients reach it.
+# `residual_step(x, norm, sublayer)` takes the stream and two callables, and returns the new stream. `x` itself stays as
+# it was, and gradients reach it.
 
 
-# %% tags=["exercise"] name="residual_step" points=1 difficulty="easy" minutes=10
+# %% tags=["exercise"] name="residual_step" points=1 difficulty="easy" minutes=5
 def residual_step(x, norm, sublayer):
     """Add to the stream what the sub-layer makes of a normalised copy of it.
 
@@ -356,19 +363,23 @@ figure, alt = draw_shares("mended", residual_step)
 plots.show(figure, alt=alt)
 
 # %% [markdown]
+# The broken step shrank the stream to the size of one part before each addition. So whatever was in it lost a factor of
+# about $\sqrt{2}$ each time: 0.70, 0.50, 0.36, 0.25, and at the end 0.01.
+#
 # ## Where to normalise: pre-norm and post-norm
 #
-# There are two ways to put normalisation into a residual block:
+# Normalisation can stand in two places:
 #
-# - *post-norm*: $\mathrm{norm}(x + f(x))$. The first transformer did this (Vaswani et al. 2017, section 3.1). Every
-#   vector of the stream is normalised again after each addition.
+# - *post-norm*: $\mathrm{norm}(x + f(x))$. The first transformer did this (Vaswani et al. 2017, section 3.1). The
+#   stream itself is normalised after each addition.
 # - *pre-norm*: $x + f(\mathrm{norm}(x))$. GPT-2 moved the normalisation to the input of each sub-layer, and put one
 #   more at the very end, before the head (Radford et al. 2019, section 2.3).
 #
-# What does the order do to gradients? Measure it. Build stacks of both kinds with random weights, of about the size
-# that keeps a signal's scale on its way forward and back (Xavier's initialisation, Glorot and Bengio 2010). Run random
-# data through each. Note how large a gradient the second matrix of each feed-forward layer gets: its *norm*, the root
-# of the sum of the squares of all its entries. Nothing is trained here.
+# What does the order do to gradients? Build stacks of both kinds with random weights, of about the size that keeps a
+# signal's scale on its way forward and back (Xavier's initialisation, Glorot and Bengio 2010). Run random data through
+# each. Note how large a gradient the second matrix of each feed-forward layer gets (the one that Xiong et al. 2020 look
+# at): its *length*, the root of the sum of the squares of all its entries (also called its norm; nothing to do with
+# normalising). Nothing is trained here.
 
 
 # %%
@@ -380,25 +391,25 @@ class PostNormBlock(l1_ref.TransformerBlock):
         return self.norm_2(x + self.feed_forward(x))
 
 
-def gradient_norms(kind, n_blocks, seed, C=64, V=100):
-    """Return the gradient norm of the second feed-forward matrix of each block, before any training."""
+def gradient_lengths(kind, n_blocks, seed, C=64, V=100):
+    """Return the length of the gradient of each block's second feed-forward matrix, before any training."""
     torch.manual_seed(seed)
     blocks = nn.Sequential(*(kind(l1_ref.L1Config(n_embd=C, n_heads=4, dropout=0.0)) for _ in range(n_blocks)))
     for matrix in (p for p in blocks.parameters() if p.ndim == 2):
         nn.init.xavier_normal_(matrix)
     ending = nn.Identity() if kind is PostNormBlock else nn.LayerNorm(C)
     head = nn.Linear(C, V, bias=False)
-    x, y = torch.randn(8, 32, C), torch.randint(V, (8, 32))
+    x, y = torch.randn(8, 16, C), torch.randint(V, (8, 16))
     l1_ref.cross_entropy(head(ending(blocks(x))), y).backward()
     return torch.stack([block.feed_forward.proj.weight.grad.norm() for block in blocks])
 
 
 # %% tags=["nbval-ignore-output"]
-profiles, last = {}, {}
+profiles, last = {}, {}  # 24 stacks: a second or two, or more on a busy machine
 for name, kind in {"pre-norm": l1_ref.TransformerBlock, "post-norm": PostNormBlock}.items():
-    means = {n: sum(gradient_norms(kind, n, seed) for seed in range(3)) / 3 for n in (3, 6, 12, 24)}
+    means = {n: sum(gradient_lengths(kind, n, seed) for seed in range(3)) / 3 for n in (3, 6, 12, 24)}
     profiles[name] = means[24].tolist()
-    last[name] = {n: norms[-1].item() for n, norms in means.items()}
+    last[name] = {n: sizes[-1].item() for n, sizes in means.items()}
 pre, post = last["pre-norm"], last["post-norm"]
 alt = (
     "Two charts. By block, in 24 blocks: pre-norm gradients fall towards the top, post-norm ones stay about level. "
@@ -408,21 +419,24 @@ alt = (
 plots.show(plots.order_gradients(profiles, last), alt=alt)
 
 # %% [markdown]
-# What is to be seen: with post-norm the gradient is about the same in every block, and about as large in a deep stack
-# as in a shallow one. With pre-norm it falls from the bottom to the top, and in the last block it is smaller the deeper
-# the stack is. Why? With pre-norm the stream grows, as every branch adds to it. The last normalisation divides by that
-# length, and gradients are divided with it.
+# With post-norm the gradient is about the same in every block, and about as large in a deep stack as in a shallow one.
+# With pre-norm it falls from the bottom to the top, and in the last block it is smaller the deeper the stack is.
 #
-# This is what Xiong et al. 2020 derive for the last layer (section 3.3, theorem 1): with post-norm the size of the
-# gradient does not depend on the number of layers, with pre-norm it falls as one over its square root (dotted). They
-# conclude that the large gradients near the output make post-norm training unstable at a large learning rate, so that
-# it needs a slow start (*warm-up*, notebook 06). Our picture shows the gradients, not that conclusion. It shows no
-# explosion either: both orders can be trained. Pre-norm is the more forgiving one, and most models since GPT-2 use it.
+# Why? With pre-norm the stream grows, as every branch adds to it. The last normalisation divides by that length, and
+# all gradients with it: so the last block of a deep stack gets a smaller one. And what a low block writes is read by
+# all branches above it, each of which sends some gradient back. The top block has no reader but the head. So gradients
+# fall from bottom to top. But slowly: by a factor of about 3 over 24 blocks, nothing like $0.8^{30}$.
+#
+# Xiong et al. derive a bound for the last layer (section 3.3, theorem 1). With post-norm it does not depend on the
+# number of layers, with pre-norm it falls as one over its square root (dotted). They conclude that the large gradients
+# near the output make post-norm training unstable at a large learning rate, so that it needs a slow start (*warm-up*,
+# notebook 06); in their experiments pre-norm could do without. Our picture shows the gradients, not that conclusion,
+# and no explosion in either order.
 #
 # ## Exercise: `TransformerBlock`
 #
-# Now the block, in pre-norm order. First attention writes to the stream, then the feed-forward layer reads the
-# *new* stream and writes to it. Build it from these parts, with these names:
+# Now the block, in pre-norm order as in GPT-2. First attention writes to the stream, then the feed-forward layer reads
+# the *new* stream and writes to it. Build it from these parts, with these names:
 #
 # | name | part |
 # |---|---|
@@ -435,7 +449,7 @@ plots.show(plots.order_gradients(profiles, last), alt=alt)
 # dropout: add none. `x` itself stays as it was.
 
 
-# %% tags=["exercise"] name="TransformerBlock" points=2 difficulty="medium" minutes=15
+# %% tags=["exercise"] name="TransformerBlock" points=2 difficulty="easy" minutes=10
 class TransformerBlock(nn.Module):
     """Add what attention gathers, then what the feed-forward layer makes of it, to the residual stream.
 
@@ -462,9 +476,9 @@ checks.TransformerBlock(TransformerBlock)
 # %% [markdown]
 # ## Inside a trained model
 #
-# The tiny model was trained before you wrote a line. Its two blocks have the same parts under the same names, so their
-# weights fit yours. Here is a tale that it has never seen, and your block with the weights of its second one.
-# `load_state_dict` is strict: a missing or an extra name is an error. So load both ways, into yours and back.
+# The two blocks of the tiny model have the same parts under the same names, so their weights fit yours. Here is a tale
+# that it has never seen, and your block with the weights of its second one. `load_state_dict` is strict: a missing or
+# an extra name is an error. Load both ways, into yours and back.
 
 # %%
 tale = l1_ref.load_tales("validation")[0]
@@ -483,7 +497,8 @@ with torch.no_grad():
 # %% [markdown]
 # ### What the branches write
 #
-# Follow the stream through that tale, from the embedding past the four branches.
+# Follow the stream through that tale, from the embedding past the four branches. `model.hidden(ids)` is what the head
+# reads: the last stream, normalised.
 
 
 # %%
@@ -508,20 +523,22 @@ lengths = [y.norm(dim=-1).mean().item() for y in added]
 cosines = [torch.cosine_similarity(y, x, dim=-1).mean().item() for y, x in zip(added, stages, strict=False)]
 alt = (
     f"Bars: the stream grows from length {norms[0]:.1f} to {norms[-1]:.1f}. The feed-forward layers add the most, "
-    f"{lengths[1]:.1f} and {lengths[3]:.1f}. All cosines are small, at most {max(cosines):.2f}."
+    f"{lengths[1]:.1f} and {lengths[3]:.1f}. The first three cosines are at most {max(cosines[:3]):.2f}, "
+    f"the last is {cosines[3]:.2f}."
 )
 plots.show(plots.residual_stream(names, norms, lengths, cosines), alt=alt)
 
 # %% [markdown]
-# (Means over all positions of the tale.) The stream grows, as nothing in pre-norm holds it back: this is why one more
-# normalisation stands before the head. The feed-forward layers write much more than attention. And the cosines are
-# small: a branch adds something new, nearly at a right angle to what was there, rather than more or less of the same.
+# The stream grows, as nothing in pre-norm holds it back: this is why one more normalisation stands before the head. The
+# feed-forward layers write much more than attention. And the cosines of the first three branches are near 0: they add
+# something new, nearly at a right angle to what was there. The last one also strengthens part of what is there. These
+# are means over the tale: single positions differ widely.
 #
 # ### Reading along
 #
-# The stream has one width all the way. So the head, which turns the *last* stream into a guess, can also be tried on
-# earlier ones. This trick is called the *logit lens* (nostalgebraist 2020). Each column is a position. Read it
-# downwards, and see the guess at the next token take shape.
+# The stream has one width all the way. So the last normalisation and the head, which turn the *last* stream into a
+# guess, can be tried on earlier stages. This is the *logit lens* (nostalgebraist 2020). Each column is a position. Read
+# it downwards, and watch the guess at the next token take shape.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -544,11 +561,15 @@ sock = tokens.index(" sock")
 plots.explore(draw_lens, first_position=[sock - 4, *range(0, len(tokens) - 8, 4)])
 
 # %% [markdown]
-# At the top the head sees little but the token itself, because this model uses one matrix for the embedding and for the
-# head. Now the last column: "Then they hung a striped sock on the …". Through the whole first block the stream does not
-# say on what. The second attention brings "lamp" to the top, a word that stands far back in the tale. The last feed-
-# forward layer makes it nearly certain. Not every column ends like that: nothing before it tells what the sock looks
-# like, and the model spreads its chances.
+# At the top the head mostly sees the token itself. This model uses one matrix for the embedding and for the head, so a
+# token's score is the dot product with its own vector. (A word with many siblings, such as "striped", can show one of
+# them.)
+#
+# Now the last column: "Then they hung a striped sock on the …". Through the whole first block the head cannot yet read
+# on what. The second attention brings "lamp" to the top, a word that stands far back in the tale. The last sub-layer
+# makes it nearly certain. Under "hung", the first feed-forward layer guesses "ry" (hung·ry), and the second attention
+# corrects it to "a". After "a" and after "striped" the chances stay spread: nothing in the tale tells what will hang
+# there.
 #
 # Move the slider to other places. Where is a guess settled early, and where only by the last block?
 #
@@ -562,10 +583,9 @@ plots.explore(draw_lens, first_position=[sock - 4, *range(0, len(tokens) - 8, 4)
 # | the pre-norm block | `l1_ref.TransformerBlock`, in `l1_ref/transformer.py` |
 #
 # - A stack multiplies scales. Layer normalisation sets the scale of each position's vector, whatever came in.
-# - Attention moves information between positions. The feed-forward layer works on each alone, and is two thirds of the
-#   block.
-# - Branches read a normalised copy of the residual stream and add to it. The stream itself is never overwritten.
-# - Pre-norm leaves the stream alone and normalises once more at the end.
+# - Attention moves information between positions. The feed-forward layer works on each alone.
+# - Pre-norm: branches read a normalised copy of the residual stream and add to it. The stream itself is normalised only
+#   at the end.
 #
 # Next is 05, the model: embedding, a stack of your blocks, a last normalisation, and the head. It will tell tales.
 

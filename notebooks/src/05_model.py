@@ -35,19 +35,20 @@ trained, tokenizer = run.model, run.tokenizer
 # 3. $\text{logits} = x \cdot W^\top$: the *head*, a matrix with one row for each token of the vocabulary
 #
 # GPT-2 added one more layer normalisation between lines 2 and 3 (Radford et al. 2019, section 2.3). In a pre-norm model
-# nothing has normalised the residual stream itself on its way up; this *last norm* does it once.
+# nothing has normalised the residual stream itself on its way up; this *last norm* does it once. (The head has nothing
+# to do with attention heads. The field uses one word for both.)
 #
 # Here are the shapes, step by step, in the trained model.
 
 # %%
 ids = torch.tensor([tokenizer.encode("Near the little well lived"), tokenizer.encode("Behind the little bridge lived")])
 print("ids      ", tuple(ids.shape), " B, T")
-x = trained.embedding(ids)
-print("embedding", tuple(x.shape), " B, T, C")
+stream = trained.embedding(ids)
+print("embedding", tuple(stream.shape), " B, T, C")
 for i, block in enumerate(trained.blocks):
-    x = block(x)
-    print(f"block {i}  ", tuple(x.shape), " B, T, C")
-logits = trained.head(trained.norm(x))
+    stream = block(stream)
+    print(f"block {i}  ", tuple(stream.shape), " B, T, C")
+logits = trained.head(trained.norm(stream))
 print("head     ", tuple(logits.shape), " B, T, V")
 
 # %% [markdown]
@@ -107,8 +108,9 @@ plots.show(plots.parameter_parts(counts, "shares of all parameters, and their nu
 
 # %% [markdown]
 # In every preset the feed-forward layers hold about twice as much as attention: two matrices of C × 4C against four of
-# C × C. The token table grows with V · C and the blocks with C², so a table of many words weighs heavily in a narrow
-# model: in `small` it is more than half. All norms together are too thin to see.
+# C × C (query, key and value, side by side in `qkv`, and `proj`). The token table grows with V · C and the blocks with
+# C², so a table of many tokens weighs heavily in a narrow model: in `small` it is more than half. All norms together
+# are too thin to see.
 #
 # ## Exercise: `count_parameters`
 #
@@ -120,9 +122,10 @@ for name, parameter in trained.blocks[0].named_parameters():
     print(f"{name:<26} {tuple(parameter.shape)}")
 
 # %% [markdown]
-# Around the blocks stand the token table, the positions if they are learned (waves are computed, they count nothing),
-# one last norm, and the head: V × C without a bias. A tied head is the token table itself and adds nothing. Use
-# `n_inner` as it stands in the config, where it is always a number. The result is an `int`.
+# Around the blocks stand the token table, V × C; the positions, if they are learned, `max_seq_length` × C (waves are
+# computed, they count nothing); one last norm; and the head, V × C without a bias. A *tied* head is the token table
+# itself and adds nothing (more on that below). Use `n_inner` as it stands in the config, where it is always a number.
+# The result is an `int`.
 
 
 # %% tags=["exercise"] name="count_parameters" points=1 difficulty="easy" minutes=15
@@ -151,10 +154,12 @@ print(f"GPT-2 small:         {count_parameters(gpt2):,}")
 untied = dataclasses.replace(gpt2, tie_weights=False)
 print(f"with an untied head: {count_parameters(untied):,}")
 one_head = dataclasses.replace(gpt2, n_heads=1)
-print(f"with a single head:  {count_parameters(one_head):,}")
+print(f"one attention head:  {count_parameters(one_head):,}")
 
 # %% [markdown]
-# 124 million is the number by which the world knows GPT-2 small. Heads are free: they only cut the width into pieces.
+# 124 million is the number by which the world knows GPT-2 small. (The paper's own table says 117 million. Its authors
+# later called that an error: counting is easy to get wrong.) Attention heads are free: they only cut the width into
+# pieces.
 #
 # ## The first loss
 #
@@ -191,10 +196,10 @@ for init_std in (0.02, 1.0):
 # %% [markdown]
 # <details><summary>Why?</summary>
 #
-# A logit is the product of a normalised vector, C numbers of size about 1, with a row of the head, C numbers of size
-# `init_std`. Such a sum has standard deviation `init_std` · √C. For C = 128 that is 0.02 · 11.3 = 0.23: nearly even
-# chances. With `init_std` 1 the logits differ by 11 and more, so the model is *sure*, of nonsense. To be sure and wrong
-# is much worse than to know nothing.
+# A logit is the dot product of a normalised vector, C numbers of size about 1, with a row of the head, C numbers of
+# size `init_std`. Such a sum has standard deviation `init_std` · √C, by the same rule that gave a query times a key its
+# √D in notebook 03. For C = 128 that is 0.02 · 11.3 = 0.23: nearly even chances. With `init_std` 1 the logits differ by
+# 11 and more, so the model is *sure*, of nonsense. To be sure and wrong is much worse than to know nothing.
 #
 # </details>
 
@@ -211,12 +216,12 @@ plots.show(figure, alt=f"{alt}at 1 it is {losses[-1]:.0f} nats per token.")
 # ## A stack that does not grow
 #
 # So draw all matrices with 0.02, set biases to 0 and the scales of the norms to 1. One thing is missing. Each block
-# adds to the residual stream twice: once at the end of attention, once at the end of the feed-forward layer.
-# Independent random numbers add up by their *variance*, the square of the standard deviation. After N additions of one
-# size the standard deviation has grown with √N.
+# adds to the residual stream twice: once at the end of attention, once at the end of the feed-forward layer. Each
+# branch reads a normalised copy, so all add about the same amount. And independent random numbers add up by their
+# *variance*, the square of the standard deviation: after N such additions the standard deviation has grown with √N.
 #
 # GPT-2's cure (section 2.3): the layers that write to the stream are drawn smaller, by 1/√N, "where N is the number of
-# residual layers". Two of them stand in each block, so N = 2 · `n_layers`. In this course both are named `proj`.
+# residual layers". We count two in each block, so N = 2 · `n_layers`. In this course both are named `proj`.
 
 
 # %%
@@ -244,9 +249,11 @@ def draw_streams(n_layers):
     curves = {"all matrices alike": plain, "proj divided by √(2 · n_layers)": scaled}
     alt = f"Line chart, {n_layers} blocks: the stream's std grows from {plain[0]:.2f} to {plain[-1]:.2f} without the "
     title = f"{n_layers} blocks, before training"
-    return plots.by_depth(
-        curves, "std of the residual stream", title
-    ), f"{alt}scaling, and to {scaled[-1]:.2f} with it."
+    figure = plots.by_depth(curves, "std of the residual stream", title, limits=(0, 0.4))
+    (axes,) = figure.axes
+    axes.set(xlabel="blocks passed", xlim=(-1, 37))  # the same for every depth, so that the curves can be compared
+    axes.legend(loc="upper left", frameon=False)
+    return figure, f"{alt}scaling, and to {scaled[-1]:.2f} with it."
 
 
 plots.explore(draw_streams, n_layers=[24, 2, 6, 12, 36])
@@ -265,9 +272,13 @@ plots.explore(draw_streams, n_layers=[24, 2, 6, 12, 36])
 # - biases: 0, those of the norms too; scales of the norms (their `weight`): 1.
 #
 # The model has the course's names, as in the list of the block above, and `embedding.token.weight`,
-# `embedding.position.weight`, `norm.weight`, `norm.bias`, `head.weight`. Both embeddings are plain matrices of their
-# own classes, not `nn.Embedding`. Write new numbers into the Parameters that are there and do not replace them: a tied
-# head must stay tied. Set no random seed: that is the caller's business.
+# `embedding.position.weight` (if positions are learned), `norm.weight`, `norm.bias`, `head.weight`. Both embeddings are
+# plain matrices of their own classes, not `nn.Embedding`. Write new numbers into the Parameters that are there and do
+# not replace them: a tied head must stay tied. Set no random seed: that is the caller's business.
+#
+# Two things about torch. Its functions that end in an underscore work in place, such as `parameter.normal_(mean, std)`.
+# And it refuses such a change of a Parameter while it records steps for gradients; inside `with torch.no_grad():` it
+# records none.
 
 
 # %% tags=["exercise"] name="init_weights" points=1 difficulty="medium" minutes=15
@@ -298,6 +309,8 @@ for name in ("embedding.token.weight", "blocks.0.attention.qkv.weight", "blocks.
     print(f"{name:<31} std {fresh.get_parameter(name).std():.3f}")
 
 # %% [markdown]
+# With two blocks, `proj` is drawn with 0.02/√4 = 0.01.
+#
 # ## One matrix, two jobs
 #
 # Token 42 has a row in the token table: the vector that goes in when 42 is read. It also has a row in the head: the
@@ -305,7 +318,8 @@ for name in ("embedding.token.weight", "blocks.0.attention.qkv.weight", "blocks.
 # like. *Weight tying* uses one matrix for both (Press and Wolf 2017; Vaswani et al. 2017, section 3.4). The head costs
 # nothing then, and each token learns from being read and from being predicted.
 #
-# What does such a row know? Here are the nearest rows, by angle, of a few tokens in the trained model.
+# What does such a row know? Take a few tokens of the trained model, and look up the nearest rows, by cosine as in
+# notebook 02.
 
 # %% tags=["nbval-ignore-output"]
 table = trained.embedding.token.weight.detach()
@@ -317,21 +331,21 @@ for word in (" Monday", " seven", " whispered", " fox"):
     print(f"{word:<10} is nearest to", *[tokenizer.decode([j]) for j in near])
 
 # %% [markdown]
-# Words that can take each other's place have similar rows. It holds for reading as for writing, and that is why one
-# matrix can do both jobs.
+# Words that can take each other's place have similar rows. They are read alike, and they are likely in the same places:
+# that is why one matrix can do both jobs.
 #
 # A fresh tied model shows what tying does on its own: the stream still holds the row of the token just read, so that
 # token's own score comes out high.
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(0)
-for tie_weights in (True, False):
-    fresh = l1_ref.L1Model(dataclasses.replace(tiny, tie_weights=tie_weights))
+for tied in (True, False):
+    fresh = l1_ref.L1Model(dataclasses.replace(tiny, tie_weights=tied))
     repeats = (fresh(x).argmax(-1) == x).float().mean()
-    print(f"tied: {tie_weights!s:<5}  the likeliest next token is the last one again: {100 * repeats:.0f} %")
+    print(f"tied: {tied!s:<5}  the likeliest next token is the one just read: {100 * repeats:.0f} %")
 
 # %% [markdown]
-# Before training, a tied model stutters. Its chances are nearly even all the same, and training cures the rest.
+# Before training, a tied model stutters. But its chances are still nearly even, and training cures the rest.
 #
 # ## Exercise: `L1Model`
 #
@@ -340,7 +354,7 @@ for tie_weights in (True, False):
 # - `embedding`: an `l1_ref.InputEmbedding(config)`;
 # - `blocks`: `n_layers` of `l1_ref.TransformerBlock(config)`, in a `ModuleList` or a `Sequential`, so that the first is
 #   `blocks.0`;
-# - `norm`: the last layer normalisation, with `config.layer_norm_eps`;
+# - `norm`: the last layer normalisation, an `nn.LayerNorm` with `eps=config.layer_norm_eps`;
 # - `head`: a linear layer from C to V without a bias.
 #
 # If `config.tie_weights` is true, `head.weight` and `embedding.token.weight` are one and the same Parameter; keep the
@@ -399,8 +413,9 @@ with torch.no_grad():
 
 
 # %% [markdown]
-# To write, ask for the logits of the last position, draw the next token, append it, and start over. Notebook 08 makes
-# this loop fast; here it is plain.
+# To write, ask for the logits of the last position, draw the next token, append it, and start over. The model has no
+# positions beyond its context, so it gets the last 128 tokens at most. Notebook 08 makes this loop fast; here it is
+# plain.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -426,7 +441,8 @@ print(tell(with_trained_weights(), "Near the little well lived", seed=1))
 # ## Bug hunt: tied for one step
 #
 # Someone has an untied model and wants to tie it. The function below is meant to do that. Right after the call, both
-# matrices hold the same numbers. Then the model trains for a few steps.
+# matrices hold the same numbers. Then the model trains for a few steps: `backward()` finds the gradients, and each
+# parameter moves a little against its own (notebook 06 does it properly).
 
 
 # %%
@@ -460,7 +476,8 @@ alt = (
 plots.show(plots.gaps({"broken": gaps}, "head and token table of one model"), alt=alt)
 
 # %% [markdown]
-# How many matrices does this model have? Say in one sentence what `broken` does, then write the mended version.
+# How many matrices do head and token table have between them? Say in one sentence what `broken` does, then write the
+# mended version.
 # `tie_weights(model)` changes the model in place and returns nothing. Afterwards `model.head.weight` is the very same
 # Parameter as `model.embedding.token.weight`. It is the token table that stays, with its numbers, and the head that
 # takes it. It must go on learning.
@@ -496,7 +513,7 @@ plots.show(plots.gaps(curves, "head and token table of one model"), alt=alt)
 # | a trained run, read from disk | `l1_ref.load_run`, in `l1_ref/weights.py` |
 #
 # - Embedding, blocks, last norm, head: ids become logits, a score for every token at every position.
-# - Blocks grow with C², the token table with V · C. Heads cost nothing.
+# - Blocks grow with C², the token table with V · C. Attention heads cost nothing.
 # - A fresh model should lose ln V. What writes to the stream starts smaller, by 1/√(2 · `n_layers`).
 # - Tying means one Parameter, not equal numbers.
 #

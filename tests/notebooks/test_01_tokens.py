@@ -15,6 +15,7 @@ from l1_ref.course import sources
 from tests.test_notebooks import prose
 
 PROSE = prose("01_tokens")
+CODE = "\n".join(cell.source for cell in sources.load("01_tokens").cells if cell.cell_type == "code")
 SMALL = "low" + " low" * 4 + " lower" * 2 + " newest" * 6 + " widest" * 3
 
 
@@ -46,7 +47,7 @@ def texts():
 
 def test_characters_take_one_to_four_bytes():
     assert [len(character.encode()) for character in "cé€😀"] == [1, 2, 3, 4]
-    assert "é has two bytes, the face four" in " ".join(cell.source for cell in sources.load("01_tokens").cells)
+    assert "é has two bytes, the face four" in CODE
 
 
 def test_no_tale_knows_a_lighthouse(tales):
@@ -59,11 +60,18 @@ def test_the_pattern_cuts_as_the_prose_says():
     assert words == [b"Nell", b"'s", b" can", b"'t", b" 12", b"ab", b" ", b" x"]
 
 
-def test_the_words_that_the_cell_picks_have_letters(tales):
+def test_the_most_frequent_words_are_no_tie(tales):
     words = Counter(piece for tale in tales for piece in split_text(tale))
-    assert [word for word, _ in words.most_common(4)] == [b".", b" the", b",", b" a"]
-    counts = [n for _, n in words.most_common(5)]
-    assert len(set(counts)) == 5
+    with_letters = [(word, n) for word, n in words.most_common() if word.strip().isalpha()]
+    assert [word for word, _ in with_letters[:2]] == [b" the", b" a"]
+    assert len({n for _, n in with_letters[:3]}) == 3
+
+
+def test_the_pattern_leaves_fewer_words_than_white_space(tales):
+    by_space = set(" ".join(tales).split())
+    words = {piece for tale in tales for piece in split_text(tale)}
+    assert {"dog", "dog."} <= by_space and b" dog" in words and b" dog." not in words
+    assert f"were {len(by_space)} different words" in PROSE and f"The pattern leaves {len(words)}." in PROSE
 
 
 # The small example.
@@ -72,13 +80,24 @@ def test_the_words_that_the_cell_picks_have_letters(tales):
 def test_the_small_text_is_the_papers_example():
     counts = Counter(SMALL.split())
     assert counts == {"low": 5, "lower": 2, "newest": 6, "widest": 3} and len(set(split_text(SMALL))) == 5
+    assert SMALL.startswith("low ") and "paper's four words" in PROSE and "five words.)" in PROSE
+
+
+def test_the_papers_program_meets_es_first():
+    words = {(*word, "mark"): n for word, n in Counter(SMALL.split()).items()}
+    counts = Counter()
+    for word, n_occurrences in words.items():
+        for pair in itertools.pairwise(word):
+            counts[pair] += n_occurrences
+    assert max(counts, key=counts.get) == ("e", "s") and counts["e", "s"] == counts["s", "t"] == 9
+    assert (b"e", b"s") < (b"s", b"t")
 
 
 def test_two_pairs_are_tied_at_nine_and_our_rule_takes_st():
     words = Counter(tuple(piece) for piece in split_text(SMALL))
     counts = l1_ref.count_pairs(words)
     assert sorted(pair for pair, n in counts.items() if n == max(counts.values()) == 9) == [(*b"es",), (*b"st",)]
-    assert list(l1_ref.train_bpe(SMALL, 257))[-1] == b"st" and "two pairs occurred nine times" in PROSE
+    assert list(l1_ref.train_bpe(SMALL, 257))[-1] == b"st" and "e + s and s + t both occur nine times" in PROSE
 
 
 def test_the_slider_ends_where_no_pair_is_left():
@@ -125,11 +144,31 @@ def test_the_predictions_come_true(tales, tokenizer):
     text = "\n".join(tales)
     assert text.isascii() and not re.search(r"\d|[A-Z]{2}|Moon|(?<! )moon", text)
     assert not {*cut(" moon", tokenizer.ranks)} & {*cut("moon", tokenizer.ranks)}
+    assert tokenizer.encode("moo") + tokenizer.encode("n") != tokenizer.encode("moon")
 
 
 def test_the_tokenizer_is_999_tokens_learned_from_the_tales_and_the_mark(tales, tokenizer):
     assert l1_ref.train_bpe(tales, 999) == tokenizer.ranks and tokenizer.vocab_size == 1000
     assert tokenizer.end_of_text == 999
+    merges = len(tokenizer.ranks) - 256
+    assert f"256 bytes, {merges} merges, and the mark" in PROSE
+
+
+def merged_only(word, ranks):
+    """Encode one word without the rule that a whole token is one id."""
+    parts = [bytes([byte]) for byte in word]
+    while options := [(ranks[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ranks]:
+        _, i = min(options)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return [ranks[part] for part in parts]
+
+
+def test_merging_alone_finds_each_learned_token_but_not_every_token_made_elsewhere(tokenizer):
+    small = l1_ref.train_bpe(["aaaa aaab abaab bbaba", "ab aab abb"], 300)
+    for ranks in (tokenizer.ranks, small):
+        assert all(merged_only(token, ranks) == [rank] for token, rank in ranks.items())
+    elsewhere = {bytes([i]): i for i in range(256)} | {b"abc": 256}
+    assert l1_ref.encode("abc", elsewhere) == [256] != merged_only(b"abc", elsewhere)
 
 
 def test_gpt2s_vocabulary_adds_up():
@@ -139,28 +178,57 @@ def test_gpt2s_vocabulary_adds_up():
 # A larger vocabulary.
 
 
-def test_the_gain_shrinks_and_other_text_has_little_of_it(tales):
-    full = l1_ref.train_bpe(tales, 100_000)
-    samples = {"tales": "\n".join(l1_ref.load_tales("validation")), **texts()}
-    words = set(itertools.chain.from_iterable(map(split_text, tales)))
+@pytest.fixture(scope="module")
+def full(tales):
+    return l1_ref.train_bpe(tales, 100_000)
+
+
+@pytest.fixture(scope="module")
+def words(tales):
+    return set(itertools.chain.from_iterable(map(split_text, tales)))
+
+
+def first(size, ranks):
+    return {token: rank for token, rank in ranks.items() if rank < size}
+
+
+def n_used(words, ranks):
+    return len({i for word in words for i in l1_ref.encode(word.decode(), ranks) if i >= 256})
+
+
+def test_the_gain_shrinks_and_ends_where_the_prose_says(full, words):
+    samples = {"tales": "\n".join(l1_ref.load_tales("validation")[:50]), **texts()}
     assert all(word in full for word in words)
 
     def length(name, size):
-        ranks = {token: rank for token, rank in full.items() if rank < size}
-        return len(samples[name]) / len(l1_ref.encode(samples[name], ranks))
+        return len(samples[name]) / len(l1_ref.encode(samples[name], first(size, full)))
 
     for name in ("tales", "other English", "German"):
-        first, last = length(name, 356) - length(name, 256), length(name, len(full)) - length(name, len(full) - 100)
-        assert first > 1.5 * last >= 0
+        early, late = length(name, 356) - length(name, 256), length(name, len(full)) - length(name, len(full) - 100)
+        assert early > 1.5 * late >= 0
     assert length("German", 256) < 1 == length("tales", 256)
-    assert length("German", len(full)) < length("other English", len(full)) < 0.6 * length("tales", len(full))
+    assert length("other English", len(full)) == pytest.approx(2, abs=0.05)
+    assert length("German", len(full)) == pytest.approx(1.4, abs=0.05)
+    assert length("tales", len(full)) > 4
 
 
-def test_steps_on_the_way_are_left_unused(tales):
-    full = l1_ref.train_bpe(tales, 100_000)
-    words = set(itertools.chain.from_iterable(map(split_text, tales)))
+def test_most_of_the_later_merges_make_whole_words(full, words):
+    learned = list(full)[256:]
+    half = len(learned) // 2
+    share = [sum(token in words for token in tokens) / len(tokens) for tokens in (learned[:half], learned[half:])]
+    assert share[0] < 0.5 < 0.6 < share[1]
+
+
+def test_steps_on_the_way_are_left_unused(full, words):
     used = {i for word in words for i in l1_ref.encode(word.decode(), full) if i >= 256}
     assert len(used) < 0.6 * (len(full) - 256) and full[b"ispered"] not in used
+
+
+def test_the_line_of_used_tokens_falls_at_the_end(full, words):
+    assert n_used(words, first(1100, full)) > n_used(words, full) > n_used(words, first(1000, full))
+    counts = [n_used(words, first(size, full)) for size in range(1140, len(full) + 1)]
+    # Each new token is used, so where the number falls by one, two old ones were lost.
+    assert -1 in [after - before for before, after in itertools.pairwise(counts)]
 
 
 # Training examples, and the way back.
@@ -168,6 +236,15 @@ def test_steps_on_the_way_are_left_unused(tales):
 
 def test_an_end_of_text_typed_by_hand_is_plain_text(tokenizer):
     assert tokenizer.end_of_text not in l1_ref.encode("<|endoftext|>", tokenizer.ranks)
+    assert len("<|endoftext|>") == 13 and "thirteen characters of plain text" in PROSE
+    assert tokenizer.decode_bytes([tokenizer.end_of_text]) == b"<|endoftext|>"
+    assert "end-of-text mark" in prose("00_start_here")
+
+
+def test_one_window_of_the_slider_reaches_from_one_tale_into_the_next(tales, tokenizer):
+    ids = [i for tale in tales[:3] for i in (tokenizer.end_of_text, *tokenizer.encode(tale))]
+    assert tokenizer.end_of_text in ids[115 : 115 + 9][2:-2] and "as at start 115" in PROSE
+    assert "start=[0, 1, 2, 3, 4, 40, 115]" in CODE
 
 
 def test_both_ends_can_be_drawn():
@@ -179,7 +256,12 @@ def test_a_character_is_cut_into_tokens_that_are_no_text(tokenizer):
     tokens = cut("café 😀", tokenizer.ranks)
     assert [len(token) for token in tokens] == [1] * 10 and tokens[3] == bytes([195])
     assert "".join(token.decode(errors="replace") for token in tokens) == "caf\ufffd\ufffd \ufffd\ufffd\ufffd\ufffd"
-    assert "the token 195" in PROSE
+    assert "the token 195" in PROSE and "é".encode()[0] == 195
+
+
+def test_in_the_tales_every_token_is_whole_characters(tales, tokenizer):
+    assert all(tale.isascii() for tale in tales)
+    assert all(token.isascii() for token, rank in tokenizer.ranks.items() if rank >= 256)
 
 
 # The figures.

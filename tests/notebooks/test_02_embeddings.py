@@ -84,6 +84,33 @@ def test_names_stand_near_names_and_so_on(tiny, tokens, word, kind, n):
     assert {tiny.tokenizer.decode([j]).strip() for j in near[1:]} <= set(list(KINDS.values())[kind].split())
 
 
+def test_the_next_ids_of_fox_and_dog_are_what_the_prose_says(tiny):
+    assert id_of(tiny, " fox") - id_of(tiny, " dog") == 6
+    following = [tiny.tokenizer.decode([id_of(tiny, word) + 1]) for word in (" fox", " dog")]
+    assert following == [" late", "dd"] and '" late" and "dd" stand right behind them' in prose(NAME).replace("\n", " ")
+
+
+def test_the_table_tells_girls_from_boys(tiny, tokens):
+    names = KINDS["girls and boys"].split()
+    girls, boys = (F.normalize(tokens[[id_of(tiny, f" {name}") for name in half]]) for half in (names[:8], names[8:]))
+    tales = " ".join(l1_ref.load_tales("train"))
+    assert all(f" girl called {name}" in tales for name in names[:8])
+    assert all(f" boy called {name}" in tales for name in names[8:])
+    assert not any(f" girl called {name}" in tales for name in names[8:])
+    among = (girls @ girls.T)[~torch.eye(8, dtype=torch.bool)].mean().item()
+    assert (round(among, 2), round((girls @ boys.T).mean().item(), 2)) == (0.47, 0.20)
+    assert "mean cosine of 0.47" in prose(NAME) and "0.20" in prose(NAME)
+
+
+def test_neighbours_on_the_map_need_not_be_neighbours_in_the_table(tiny, tokens):
+    bridge, tuesday, mill = (tokens[id_of(tiny, word)] for word in (" bridge", " Tuesday", " mill"))
+    cosines = [round(F.cosine_similarity(bridge, other, dim=0).item(), 2) for other in (tuesday, mill)]
+    assert cosines == [0.02, 0.46] and "0.02" in prose(NAME) and "0.46" in prose(NAME)
+    points = components(tiny, tokens)
+    gaps = {word: (points[word] - points["bridge"]).norm().item() for word in points if word != "bridge"}
+    assert min(gaps, key=gaps.get) == "Tuesday"
+
+
 def components(tiny, tokens):
     words = [word for text in KINDS.values() for word in text.split()]
     rows = tokens[[id_of(tiny, f" {word}") for word in words]]
@@ -150,6 +177,7 @@ def test_without_its_positions_the_model_is_far_worse():
             ]
         losses.append(sum(per_tale) / len(per_tale))
     assert losses[1] > 2 * losses[0]
+    assert round(math.log(1000), 2) == 6.91 and "6.91 nats" in prose(NAME)
 
 
 def test_waves_say_how_far_two_places_are_apart_and_not_where_they_are():
@@ -179,18 +207,37 @@ def test_in_the_picture_the_first_columns_change_fast_and_the_last_hardly():
     table = l1_ref.sinusoidal_positions(64, 32)
     changes = table.diff(dim=0).abs().mean(0)
     assert changes[0] > 0.5 and changes[-2:].max() < 1e-3
+    assert table[:, 24::2].max() < 0.07 and table[:, 25::2].min() > 0.99  # the last four hands: sine 0, cosine 1
+    assert round(math.tau) == 6  # steps of one radian in a full turn
 
 
 def test_the_learned_places_became_similar_to_their_neighbours_but_not_the_first(places):
     directions = F.normalize(places, dim=-1)
     cosines = directions @ directions.T
     assert cosines.diagonal(1).mean() > 0.6 and cosines.diagonal(32).mean() < 0.1
-    assert cosines[0, 1:4].max() < 0.1
+    neighbours = cosines.diagonal(1)
+    assert (round(neighbours[64:].mean().item(), 2), round(neighbours[:8].mean().item(), 2)) == (0.80, 0.23)
+    assert neighbours[64] > 0.6 and neighbours[:8].max() < 0.5
+    assert "0.80; for the first eight pairs it is 0.23" in " ".join(prose(NAME).split())
     waves = F.normalize(l1_ref.sinusoidal_positions(*places.shape), dim=-1)
     for table in (cosines, waves @ waves.T):
         assert table.diagonal().min() > table.triu(1).max() - 0.02
         means = [table.diagonal(d).mean().item() for d in (0, 1, 8, 32)]
         assert means == sorted(means, reverse=True)
+
+
+def test_early_places_of_a_tale_hold_tokens_of_their_own_and_later_ones_much_the_same(tiny, ids_of_tales):
+    ids = torch.tensor([i for tale in ids_of_tales for i in (tiny.tokenizer.end_of_text, *tale)])
+    starts = (ids == tiny.tokenizer.end_of_text).nonzero()
+    rows = ids[(starts + torch.arange(128)) % len(ids)]  # as in training: a tale from its mark on, and what follows
+    counts = torch.stack([torch.bincount(column, minlength=1000) for column in rows.T]) / len(rows)
+    moved = counts.diff(dim=0).abs().sum(1) / 2  # the share of tokens that must change from place to place
+    assert counts[0, tiny.tokenizer.end_of_text] == 1
+    assert moved[:8].mean() > 0.5 and moved[64:].mean() < 0.2
+
+
+def test_the_trained_model_had_no_dropout(tiny):
+    assert tiny.model.config.dropout == 0 and "(Ours had p = 0.)" in " ".join(prose(NAME).split())
 
 
 def test_dropout_keeps_the_mean_in_training_and_does_nothing_in_eval_mode():
@@ -259,6 +306,9 @@ def test_a_look_up_shows_every_number_and_frames_the_rows_that_were_picked():
     texts = [text.get_text() for text in axes.texts]
     assert {"one-hot (T, V)", "table (V, C)", "vectors (T, C)", "×", "="} <= set(texts)
     assert texts.count("0.9") == 3  # in the table, and twice in the result
+    assert texts.count("id") == 3  # above the grey numbers of each matrix
+    frames = [(min(line.get_ydata()), max(line.get_ydata())) for line in axes.lines[2:]]
+    assert all(low < top for (_, low), (top, _) in pairwise(frames))  # frames of neighbouring rows do not touch
     assert len(axes.images) == 3 and len(axes.lines) == 2 + 3
     with pytest.raises(ValueError, match=r"look_up needs \(T, V\), \(V, C\) and \(T, C\)"):
         plots.look_up(one_hot, table[:4], table)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import re
 
@@ -93,8 +94,11 @@ def test_the_parts_add_up_and_lie_as_the_prose_says(space, alts):
 
 def test_gpt2_has_124_million_and_heads_are_free(space, printed):
     assert "GPT-2 small:         124,439,808" in printed
-    assert "with an untied head: 163,037,184" in printed and "with a single head:  124,439,808" in printed
+    assert "with an untied head: 163,037,184" in printed and "one attention head:  124,439,808" in printed
     assert space["count_parameters"](l1_ref.PRESETS["tiny"]) == 541_184
+    C = l1_ref.PRESETS["tiny"].n_embd
+    shapes = {name: tuple(p.shape) for name, p in space["trained"].blocks[0].attention.named_parameters()}
+    assert shapes["qkv.weight"] == (3 * C, C) and shapes["proj.weight"] == (C, C)
 
 
 # The first loss and the initial values.
@@ -131,9 +135,17 @@ def test_the_variance_grows_with_the_depth_unless_the_layers_are_scaled(space, a
     for n in (6, 12):
         growth = [s[-1] ** 2 - s[0] ** 2 for s in (plain[n], plain[2 * n])]
         assert growth[1] / growth[0] == pytest.approx(2, abs=0.3)
+    steps = [after**2 - before**2 for before, after in itertools.pairwise(plain[24])]
+    assert max(steps) < 3 * min(steps)  # all branches add about the same amount
     ends = [stream(n, True)[-1] for n in (2, 6, 12, 24, 36)]
     assert max(ends) < 1.15 * min(ends)
     assert (plain[24][0] / plain[24][-1]) ** 2 < 0.02  # the embedding drowns
+    for n in (2, 36):
+        figure, _ = space["draw_streams"](n)
+        (axes,) = figure.axes
+        low, high = axes.get_ylim()
+        assert axes.get_xlabel() == "blocks passed" and axes.get_xlim() == (-1, 37)
+        assert all(low < y < high for line in axes.lines for y in line.get_ydata())
     told = alt(alts, "Line chart, 24 blocks")
     assert f"to {plain[24][-1]:.2f} without" in told and f"to {ends[3]:.2f} with it" in told
 
@@ -142,9 +154,18 @@ def test_the_readers_weights_have_the_deviations_asked_for(space):
     torch.manual_seed(3)
     model = l1_ref.L1Model(space["tiny"])
     space["init_weights"](model, space["tiny"])
+    assert space["tiny"].n_layers == 2 and 0.02 / math.sqrt(2 * 2) == 0.01
     assert model.blocks[0].attention.proj.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not any(isinstance(module, nn.Embedding) for module in model.modules())
+
+
+def test_torch_refuses_a_change_in_place_unless_it_records_nothing():
+    parameter = nn.Parameter(torch.zeros(3))
+    with pytest.raises(RuntimeError, match="in-place"):
+        parameter.normal_(0, 1)
+    with torch.no_grad():
+        assert parameter.normal_(0, 1) is parameter and parameter.std() > 0
 
 
 # Tying, and the whole model.
@@ -190,6 +211,7 @@ def test_the_readers_model_holds_the_trained_weights(space, printed):
 def test_the_tale_begins_as_asked_and_ends(space):
     tale = space["tell"](space["with_trained_weights"](), "Near the little well lived", seed=1)
     assert tale.startswith("Near the little well lived") and len(tale.split()) > 30
+    assert space["trained"].config.max_seq_length == 128
 
 
 def test_the_broken_version_parts_and_the_mended_one_does_not(space, alts):
