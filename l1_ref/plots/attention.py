@@ -46,16 +46,21 @@ def dot_products(query: Tensor, keys: Tensor, labels: Sequence[str], weights: Te
         plane.spines[:].set_visible(False)
         plane.axhline(0, color=_CLOSED, linewidth=1, zorder=0)
         plane.axvline(0, color=_CLOSED, linewidth=1, zorder=0)
-        for key, label in zip(keys.tolist(), labels, strict=True):
-            _arrow(plane, key, BLUE, label)
-        _arrow(plane, query.tolist(), VERMILION, "query")
+        places = [_key_place(key, query.tolist()) for key in keys.tolist()]
+        for key, place, label in zip(keys.tolist(), places, labels, strict=True):
+            _arrow(plane, key, place, BLUE, label)
+        beside = _sides(query.tolist(), "query")
+        place = max(beside, key=lambda place: min(math.dist(place, other) for other in places))
+        _arrow(plane, query.tolist(), place, VERMILION, "query")
         plane.set_title("one query, and the keys")
         scores = keys @ query
         bars.barh(range(len(labels)), weights.tolist(), color=BLUE)
         for y, (score, weight) in enumerate(zip(scores.tolist(), weights.tolist(), strict=True)):
             bars.text(weight + 0.02, y, f"{weight:.2f}   (q·k = {_signed(score)})", va="center", fontsize=9)
         bars.set_yticks(range(len(labels)), labels)
-        bars.set(xlim=(0, 1.5), xticks=(0, 0.5, 1), xlabel="weight", title="what the query takes from each")
+        bars.set(xlim=(0, 1.5), xticks=(0, 0.5, 1), title="what the query takes from each")
+        bars.set_xlabel("weight", x=1 / 3)
+        bars.spines["bottom"].set_bounds(0, 1)  # no weight lies beyond; the scores are written there
         bars.invert_yaxis()
     return figure
 
@@ -64,18 +69,38 @@ def _signed(score: float) -> str:
     return f"{score + 0.0 if abs(score) >= 0.05 else 0.0:.1f}"
 
 
-def _arrow(axes: Axes, end: Sequence[float], colour: str, label: str) -> None:
+def _sides(end: Sequence[float], label: str) -> list[tuple[float, float]]:
+    """Return the places of a label on either side of an arrow's shaft, close to it without touching it."""
+    x, y = end
+    length = max(math.hypot(x, y), 1e-9)
+    across = (-y / length, x / length)
+    gap = 0.12 + 0.085 * len(label) * abs(across[0]) + 0.16 * abs(across[1])  # half of the label's width, or height
+    return [(0.7 * x + side * gap * across[0], 0.7 * y + side * gap * across[1]) for side in (1, -1)]
+
+
+def _key_place(end: Sequence[float], query: Sequence[float]) -> tuple[float, float]:
+    """Return the place of a key's label: beyond its tip or beside its dot, out of the way of the query's arrow."""
     x, y = end
     length = math.hypot(x, y)
-    if length > 0.05:
-        axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2.2})
-        # A key's label stands beyond its tip; the query's beside its shaft, where no key's label is.
-        along, aside = (1 + 0.32 / length, 0.0) if colour == BLUE else (0.62, 0.42 / length)
-        place = (along * x - aside * y, along * y + aside * x)
-        axes.text(*place, label, color=colour, ha="center", va="center", fontsize=10)
+    is_dot = length <= 0.05
+    first = (0.2, -0.28) if is_dot else ((1 + 0.32 / length) * x, (1 + 0.32 / length) * y)
+    others = [(-0.25, 0.28), (-0.25, -0.28)] if is_dot else _sides(end, "key")
+    return next((place for place in (first, *others) if _distance(place, query) > 0.25), first)
+
+
+def _distance(place: tuple[float, float], end: Sequence[float]) -> float:
+    """Return how far a place is from an arrow that starts at the origin."""
+    along = (place[0] * end[0] + place[1] * end[1]) / max(end[0] ** 2 + end[1] ** 2, 1e-9)
+    along = min(max(along, 0.0), 1.0)
+    return math.dist(place, (along * end[0], along * end[1]))
+
+
+def _arrow(axes: Axes, end: Sequence[float], place: tuple[float, float], colour: str, label: str) -> None:
+    if math.hypot(*end) > 0.05:
+        axes.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2.2})
     else:
         axes.plot(0, 0, "o", color=colour, markersize=6)
-        axes.text(0.2, -0.28, label, color=colour, ha="center", va="center", fontsize=10)
+    axes.text(*place, label, color=colour, ha="center", va="center", fontsize=10)
 
 
 def masks(panels: Mapping[str, Tensor]) -> Figure:
@@ -165,11 +190,11 @@ def _heat_map(axes: Axes, matrix: Tensor) -> None:
 
 
 def saturation(measured: Sequence[Mapping[str, float]], D: int, dots: Tensor) -> Figure:
-    """Draw what the head width does to dot products, to the largest weight, and to the gradient behind softmax.
+    """Draw what the head width does to dot products, to the largest weight, and to the gradient at the scores.
 
     Args:
-        measured: One record for each head width: "D", and "largest" and "gradient", each once as it is and once with
-            " divided" behind its name.
+        measured: One record for each head width: "D", and "largest" and "gradient" (the median over the queries), each
+            once as it is and once with " divided" behind its name.
         D: The head width whose dot products are shown.
         dots: These dot products, of random vectors.
 
@@ -181,15 +206,16 @@ def saturation(measured: Sequence[Mapping[str, float]], D: int, dots: Tensor) ->
     with rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.1), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
-        edges = torch.linspace(-60, 60, 121).tolist()
+        reach = 3 * math.sqrt(max(record["D"] for record in measured))  # three standard deviations of the widest
+        edges = torch.linspace(-reach, reach, 129).tolist()
         for values, colour, label in ((dots, ORANGE, "q·k"), (dots / math.sqrt(D), BLUE, "q·k / √D")):
             name = f"{label}: std {values.std().item():.1f}"
             left.hist(values.flatten().tolist(), edges, density=True, color=colour, alpha=0.7, label=name)
-        left.set(title=f"dot products, D = {D}", yticks=(), xlabel="score", xlim=(-60, 60))
+        left.set(title=f"dot products, D = {D}", yticks=(), xlabel="score", xlim=(-reach, reach))
         left.set_ylim(top=1.35 * left.get_ylim()[1])  # room for the legend
         left.legend(loc="upper left")
         _curves(middle, measured, "largest", "largest weight", D)
-        _curves(right, measured, "gradient", "gradient through softmax", D)
+        _curves(right, measured, "gradient", "median gradient at the scores", D)
         middle.set_ylim(0, 1.05)
         right.set_ylim(bottom=0)
     return figure

@@ -102,13 +102,13 @@ def activations(x: Tensor, curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figur
 
 
 def order_gradients(profiles: Mapping[str, Sequence[float]], last: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Draw gradient norms of two orders of normalisation: block by block, and in the last block against the depth.
+    """Draw gradient lengths of two orders of normalisation: block by block, and in the last block against the depth.
 
     A dotted line on the right falls as one over the square root of the depth, from the first order's first point.
 
     Args:
-        profiles: For each order, the gradient norm of every block of the deepest stack, from the bottom.
-        last: For each order, the gradient norm of the last block, by the number of blocks in the stack.
+        profiles: For each order, the gradient's length in every block of the deepest stack, from the bottom.
+        last: For each order, the gradient's length in the last block, by the number of blocks in the stack.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(7.6, 3.3), layout="constrained")
@@ -120,7 +120,7 @@ def order_gradients(profiles: Mapping[str, Sequence[float]], last: Mapping[str, 
         start = next(iter(last.values()))[depths[0]]
         guide = [start * (depth / depths[0]) ** -0.5 for depth in depths]
         right.plot(depths, guide, color=GREY, linestyle=":", label="one over the root of the depth")
-        left.set(xlabel="block, from the bottom", ylabel="gradient norm", title=f"in a stack of {len(values)}")
+        left.set(xlabel="block, from the bottom", ylabel="length of the gradient", title=f"in a stack of {len(values)}")
         left.set_ylim(bottom=0)
         right.set(xlabel="blocks in the stack", title="in the last block", xscale="log", yscale="log")
         right.set_xticks(depths, [str(depth) for depth in depths])

@@ -39,6 +39,7 @@ def look_up(one_hot: Tensor, weight: Tensor, result: Tensor) -> Figure:
             top = (V - len(matrix)) / 2
             _numbers(axes, matrix, left, top, digits)
             axes.text(left, top - 0.25, title, fontsize=11)
+            axes.text(left - 0.15, top - 0.25, "id", color=GREY, ha="right", fontsize=9)
             rows = [*enumerate(ids)] if matrix is not weight else [(i, i) for i in colours]
             for y, i in rows:
                 if matrix is not one_hot:
@@ -63,7 +64,8 @@ def _numbers(axes: Axes, matrix: Tensor, left: float, top: float, digits: int) -
 
 
 def _frame(axes: Axes, left: float, top: float, width: int, colour: str) -> None:
-    right, low = left + width, top + 1
+    # A little inside the row, so that the frames of two neighbours stand side by side.
+    left, right, top, low = left + 0.04, left + width - 0.04, top + 0.05, top + 0.95
     axes.plot([left, right, right, left, left], [top, top, low, low, top], color=colour, linewidth=2.2)
 
 

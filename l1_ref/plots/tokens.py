@@ -127,7 +127,7 @@ def _pair_bars(axes: Axes, counts: Mapping[BytePair, int], chosen: BytePair | No
 
 
 def coloured_tokens(panels: Mapping[str, Sequence[bytes]], columns: int = 84) -> Figure:
-    """Draw texts cut into tokens, each token on a tint of its own; neighbours never share one.
+    """Draw texts cut into tokens; a few tints take turns, so that neighbours never share one and edges show.
 
     Args:
         panels: The tokens of each text, under its title.

@@ -7,7 +7,7 @@
 # **Goals.** Write the table that holds a vector for each token. See what training wrote into one. See what a model
 # cannot know without positions. Give it positions, in two ways: by waves and by learning.
 #
-# **Time.** About 60 minutes.
+# **Time.** About 70 minutes.
 #
 # **You need.** Notebooks 00 and 01. What a matrix product is. Sine and cosine.
 
@@ -43,10 +43,10 @@ for word in (" fox", " dog", " Monday"):
     print(f"{i:4d} {word!r:12} one further: {i + 1:4d} {tokenizer.decode([i + 1])!r}")
 
 # %% [markdown]
-# It does not. An id tells when the tokenizer made the token, and nothing of what it means. So give each token a vector
-# of C numbers, C being the *width*, and let training choose them. The vectors stand in a table, one row for each of
-# the V tokens. Such a vector is called an *embedding*. (Bengio, Ducharme, Vincent and Jauvin 2003, section 2, call the
-# table C and its entry for word i C(i).)
+# It does not. " fox" and " dog" are six apart, but " late" and "dd" stand right behind them. An id tells when the
+# tokenizer made the token, and nothing of what it means. So give each token a vector of C numbers, C being the *width*,
+# and let training choose them. The vectors stand in a table, one row for each of the V tokens. Such a vector is called
+# an *embedding*. (Bengio, Ducharme, Vincent and Jauvin 2003, section 2.)
 #
 # Papers often write the look-up as a product. A *one-hot* vector has a 1 at the place of the id, and zeros elsewhere.
 # Times the table, it picks one row. Move the slider: the first id of three changes.
@@ -65,9 +65,10 @@ def draw_look_up(first_id):
 plots.explore(draw_look_up, first_id=[3, 0, 1, 2, 4])
 
 # %% [markdown]
-# Nobody computes it that way: of V products in each sum, all but one are with zero. Indexing fetches the row at once.
-# And training? The *gradient* says how the loss changes with each number of the table. Here id 2 occurs twice, and the
-# "loss" is just the sum of all numbers that come out.
+# Nobody computes it so: all products but one are with zero. Indexing fetches the row at once. And training? The
+# *gradient* says how the loss changes with each number of the table, and training moves them by it (notebook 06).
+# `backward()` computes it and leaves it in `table.grad`. Here id 2 occurs twice, and the "loss" is the sum of all that
+# comes out.
 
 # %%
 table = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -77,13 +78,13 @@ table[ids].sum().backward()
 print(table.grad)
 
 # %% [markdown]
-# Row 2 stands at two places and gets the gradients of both, added up. Rows 1 and 3 get nothing. A token that never
+# Row 2 stands at two places and gets the gradients of both, added up. Rows 1 and 3 get zeros: a token that never
 # occurs at the input learns nothing there.
 #
 # ## Your first module
 #
 # In PyTorch a piece of a model is a class, an `nn.Module`. It keeps what training may change in an `nn.Parameter`, and
-# `forward` does the work. Calling the object runs `forward`.
+# `forward` does the work. Calling the object runs `forward`. `super().__init__()` comes first.
 
 
 # %%
@@ -135,7 +136,7 @@ class TokenEmbedding(nn.Module):
 checks.TokenEmbedding(TokenEmbedding)
 
 # %% [markdown]
-# Your module takes the trained table: its name and shape fit.
+# Your module takes the trained table: its name and shape fit. `load_state_dict` copies saved numbers in, by name.
 
 # %%
 mine = TokenEmbedding(*trained.shape)
@@ -149,7 +150,7 @@ print("as the trained model's:", torch.equal(mine(ids), model.embedding.token(id
 #
 # At the start the rows were random. Which rows are similar now? A common measure is the *cosine* of the angle between
 # two vectors: the sum of their products, column by column (the *dot product*), divided by both their lengths. It is 1
-# where they point the same way, 0 at a right angle, and -1 where they point in opposite directions.
+# where they point the same way, 0 at a right angle, -1 in opposite directions.
 #
 # $$\cos(a, b) = \frac{a \cdot b}{|a| \, |b|}$$
 
@@ -161,13 +162,13 @@ for word in (" Nell", " fox", " red", " Monday", " sadly", " bridge", " she"):
     print(f"{word:8}", "  ".join(f"{tokenizer.decode([i])} {value:.2f}" for i, value in pairs))
 
 # %% [markdown]
-# Names stand near names, animals near animals, colours near colours. Nobody told the model what a colour is. It had to
-# guess the next token, and where one colour fits, so do the others: similar rows make similar guesses. That was the
-# hope of Bengio and his colleagues: what is learned from one sentence then carries over to others like it.
+# Names stand near names, animals near animals, colours near colours. Two girls' names have a mean cosine of 0.47, a
+# girl's and a boy's 0.20. Nobody told the model what a colour is. It had to guess the next token. Where one colour fits,
+# so do the others, and after "girl called" only girls' names fit: similar rows make similar guesses. Bengio and his
+# colleagues hoped for that: what is learned from one sentence carries over to others like it.
 #
 # A table with 128 columns has no picture, but two directions can be drawn. *Principal components* are the directions in
-# which the rows differ most. Here are the first two, for words of seven kinds. (A word
-# for whose name there is no room is a point only.)
+# which the rows differ most. Here are the first two, for words of seven kinds.
 
 
 # %%
@@ -194,10 +195,12 @@ words = [word for text in KINDS.values() for word in text.split()]
 places = principal_components(trained[[id_of(f" {word}") for word in words]])
 place_of = dict(zip(words, places.tolist(), strict=True))
 groups = {kind: {word: place_of[word] for word in text.split()} for kind, text in KINDS.items()}
-alt = f"{len(words)} words as points, coloured by kind: words of one kind lie together, and the kinds lie apart."
+alt = f"{len(words)} words as points, coloured by kind: words of one kind lie together, apart from the other kinds."
 plots.show(plots.token_map(groups, "Two directions of the trained table"), alt=alt)
 
 # %% [markdown]
+# Two directions hide much: "bridge" lies beside "Tuesday", but their cosine is 0.02. With "mill" it is 0.46.
+#
 # ## What is lost
 #
 # Each token now has its vector, wherever it stands. And there lies a problem.
@@ -216,7 +219,7 @@ first, second = (trained[torch.tensor(tokenizer.encode(text))] for text in order
 
 
 def attend(x):
-    """Return what the trained model's first attention layer makes of the last token."""
+    """Return what the trained model's first attention layer makes of the last token (norm_1: notebook 04)."""
     block = model.blocks[0]
     return block.attention(block.norm_1(x[None]))[0, -1].detach()
 
@@ -232,8 +235,8 @@ print("2. equal after attention:", torch.allclose(attend(first), attend(second),
 #
 # </details>
 #
-# Now add to each vector the trained model's vector for its *place*. Each point is one of the 128 numbers: across in
-# the first order, upwards in the second. On the dotted line they are equal.
+# Now add to each vector the trained model's vector for its *place*, and let attention work again. Each point is one of
+# the 128 numbers of its result: across in the first order, upwards in the second. On the dotted line they are equal.
 
 # %% tags=["nbval-ignore-output"]
 learned = model.embedding.position.weight.detach()  # (max_seq_length, C)
@@ -244,8 +247,8 @@ plots.show(plots.order_effect(pairs, (orders[0].strip(" "), orders[1].strip(" ")
 
 # %% [markdown]
 # How much does the trained model need its positions? Take them away, and measure the loss on forty tales that it was
-# not trained on. (A stack of layers can still learn something of the order, since each token sees only those before
-# it. This model never had to.)
+# not trained on. Knowing nothing costs 6.91 nats. (A stack of layers can still learn something of the order, since each
+# token sees only those before it. This model never had to.)
 
 
 # %% tags=["nbval-ignore-output"]
@@ -253,7 +256,7 @@ def mean_loss(model, tales):
     """Return a model's loss on some tales, in nats per token."""
     total, n_tokens = 0.0, 0
     for tale in tales:
-        ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(tale)]])[:, :128]
+        ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(tale)]])[:, :128]  # there are 128 places
         with torch.no_grad():
             total += F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:], reduction="sum").item()
         n_tokens += ids.shape[1] - 1
@@ -270,13 +273,14 @@ print(f"with positions {mean_loss(model, tales):.2f}, without {mean_loss(unplace
 #
 # So each place needs a vector too. The plain number 0, 1, 2 … would grow beyond the other numbers in a long text.
 # Vaswani et al. (2017, section 3.5) use waves instead. Think of the hands of a clock: one turns fast, one slowly,
-# together they tell the time. Here each pair of columns is a hand, and a hand has two coordinates, a sine and a cosine.
-# At position t, columns 2i and 2i + 1 hold
+# together they tell the time. Here each pair of columns is a hand, with two coordinates, a sine and a cosine. At
+# position t the columns 2i and 2i + 1 of pair i (i = 0, 1, 2 …) hold
 #
 # $$\sin\left(\frac{t}{10000^{2i/C}}\right) \qquad\text{and}\qquad \cos\left(\frac{t}{10000^{2i/C}}\right)$$
 #
-# The first pair turns by one radian a step. Each later pair turns more slowly, down towards a ten-thousandth of that.
-# On the right is the dot product of one row with all rows. Move the slider to another row.
+# The first pair turns by one radian a step, a full turn in about six. Each later pair turns more slowly, down towards a
+# ten-thousandth of that. In the table on the left, the last hands hardly move: sine near 0, cosine near 1. On the right
+# is the dot product of one row with all rows. (Attention will compare vectors so.) Move the slider to another row.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -293,9 +297,9 @@ def draw_waves(position):
 plots.explore(draw_waves, position=[24, 0, 8, 16, 32, 40, 48, 56, 63])
 
 # %% [markdown]
-# The curve moves along and keeps its shape. The dot product depends only on how far two places are apart, not on where
-# they are. Vaswani et al. give the reason for their choice: the row a fixed number of steps ahead is a linear function
-# of the row here. Each hand just turns by a fixed angle.
+# The curve moves along and keeps its shape. The dot product depends only on how far two places are apart. Vaswani et
+# al. chose waves because the row a fixed number of steps ahead is a linear function of the row here. Each hand just
+# turns by a fixed angle.
 #
 # ## Exercise: `sinusoidal_positions`
 #
@@ -323,6 +327,9 @@ def sinusoidal_positions(max_seq_length, n_embd):
 
 # %% tags=["check"]
 checks.sinusoidal_positions(sinusoidal_positions)
+
+# %% [markdown]
+# The same with your table, in numbers:
 
 # %%
 table = sinusoidal_positions(64, 32)
@@ -369,8 +376,8 @@ class PositionalEmbedding(nn.Module):
 checks.PositionalEmbedding(PositionalEmbedding)
 
 # %% [markdown]
-# What did the trained model make of its places? Its table stands on the left, waves of the same size on the right. The
-# lower row shows how similar each place is to each other one.
+# What did the trained model make of its places? Its table stands on the left, waves in the same shape on the right.
+# Below each, how similar its rows are.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -390,18 +397,19 @@ alt = (
 plots.show(plots.tables_compared(tables, similarities), alt=alt)
 
 # %% [markdown]
-# Neighbouring places became similar, although nobody told the model that 5 comes after 4. It found out by guessing
-# tokens. The first place is unlike its neighbours: there, a tale always begins.
+# Far into a text, neighbours became similar, although nobody told the model that 65 comes after 64. From there on,
+# their mean cosine is 0.80; for the first eight pairs it is 0.23. Place 0 always holds the end-of-text mark, and near
+# the beginning each place has tokens of its own. Later, neighbours hold much the same ones.
 #
 # ## Adding both
 #
 # The input of the model is the sum of both vectors, token and place. Why a sum, when it mixes the two? In 128 columns
-# there is room for both, and the layers that follow can learn to look in the right directions. Laying them side by
-# side would need wider vectors everywhere.
+# there is room for both, and the layers that follow can learn to look in the right directions. Laying them side by side
+# would need wider vectors.
 #
 # In training, *dropout* follows (Srivastava et al. 2014): each number is set to zero with probability p, and what is
 # left is divided by 1 - p, so that the mean stays the same. The model cannot rely on any single number, and learns less
-# by heart. In use, in *eval mode*, dropout does nothing.
+# by heart. (Ours had p = 0.) In use, in *eval mode*, dropout does nothing; `.eval()` switches to it.
 
 # %%
 dropout, ones = nn.Dropout(0.25), torch.ones(100_000)
@@ -489,18 +497,6 @@ def show_neighbours(function, words=(" Nell", "M")):
 show_neighbours(broken)
 
 # %% [markdown]
-# The strange ones are pieces that occur in no tale; the tokenizer only passed through them on its way to longer tokens.
-# At the input they learn nothing. But in this model the same table also gives the scores at the output (notebook 05),
-# and there training pushed them away from everything that does occur, all in one direction, and far.
-
-# %% tags=["nbval-ignore-output"]
-seen = {i for tale in l1_ref.load_tales("train") for i in tokenizer.encode(tale)}
-unseen = sorted(set(range(len(trained))) - seen)
-lengths = trained.norm(dim=-1)
-print(f"{len(unseen)} of {len(trained)} tokens occur in no tale")
-print(f"median length: {lengths[unseen].median():.1f}, of the others {lengths[sorted(seen)].median():.1f}")
-
-# %% [markdown]
 # Find the line, say in one sentence what it does wrong, and write the mended version. It must return a 1-D int64 tensor
 # of k ids, best first, without i, and leave `weight` as it was. No row is all zeros, and k is at most V - 1.
 
@@ -527,9 +523,20 @@ checks.nearest_tokens(nearest_tokens)
 show_neighbours(nearest_tokens)
 
 # %% [markdown]
-# In the tales "M" only ever begins the word "My", and only where somebody begins to speak. Its neighbours now begin a
-# speech too.
+# In the tales "M" only begins the word "My", where somebody begins to speak. Its neighbours now begin a speech too.
 #
+# And the strange ones? They are pieces that occur in no tale; the tokenizer only passed through them on its way to
+# longer tokens. They learn nothing at the input. But here the same table also gives the scores at the output (notebook
+# 05), and there training pushed them away from all that does occur, in one direction, and far.
+
+# %% tags=["nbval-ignore-output"]
+seen = {i for tale in l1_ref.load_tales("train") for i in tokenizer.encode(tale)}
+unseen = sorted(set(range(len(trained))) - seen)
+lengths = trained.norm(dim=-1)
+print(f"{len(unseen)} of {len(trained)} tokens occur in no tale")
+print(f"median length: {lengths[unseen].median():.1f}, of the others {lengths[sorted(seen)].median():.1f}")
+
+# %% [markdown]
 # ## What you have now
 #
 # | idea | in the reference |
@@ -539,7 +546,7 @@ show_neighbours(nearest_tokens)
 # | a vector for each position | `l1_ref.PositionalEmbedding`, in `l1_ref/embeddings.py` |
 # | their sum, with dropout | `l1_ref.InputEmbedding`, in `l1_ref/embeddings.py` |
 #
-# - An embedding is a row of a table. Looking it up is picking a row, and only rows that were picked learn at the input.
+# - An embedding is a row of a table. Only rows that were picked learn at the input.
 # - Training puts tokens that fit the same places near each other.
 # - Attention alone sees a bag of tokens. Positions, waves or learned ones, are added to tell the order.
 # - The cosine compares directions; a dot product also rewards length.
