@@ -163,9 +163,9 @@ for word in (" Nell", " fox", " red", " Monday", " sadly", " bridge", " she"):
 
 # %% [markdown]
 # Names stand near names, animals near animals, colours near colours. Two girls' names have a mean cosine of 0.47, a
-# girl's and a boy's 0.20. Nobody told the model what a colour is. It had to guess the next token. Where one colour fits,
-# so do the others, and after "girl called" only girls' names fit: similar rows make similar guesses. Bengio and his
-# colleagues hoped for that: what is learned from one sentence carries over to others like it.
+# girl's and a boy's 0.20. Nobody told the model what a colour is. It had to guess the next token. Where one colour
+# fits, so do the others, and after "girl called" only girls' names fit: similar rows make similar guesses. Bengio and
+# his colleagues hoped for that: what is learned from one sentence carries over to others like it.
 #
 # A table with 128 columns has no picture, but two directions can be drawn. *Principal components* are the directions in
 # which the rows differ most. Here are the first two, for words of seven kinds.
