@@ -10,10 +10,11 @@ from torch import Tensor
 
 from l1_ref.checks.compare import kind
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-from l1_ref.checks.observe import OUTPUT, Observation, observe_draws
+from l1_ref.checks.observe import OUTPUT, Observation, copies, observe_draws
 from l1_ref.data import next_token_batch
 
 _ROW_X, _ROW_Y = "a row of x, which begins at s", "a row of y, where x begins at s"
+_TWICE = "a start twice in a batch"
 _MANY = 1000  # starts from which a rule between those of one batch is no chance
 
 
@@ -85,7 +86,8 @@ def _starts(output: Any, inputs: Inputs) -> list:
     if not _pair(output):
         return []
     places = {i: place for place, i in enumerate(inputs["ids"].tolist())}
-    return [places[row[0]] for row in _rows(output[0]) if row and row[0] in places]
+    starts = [places[row[0]] for row in _rows(output[0]) if row and row[0] in places]
+    return starts + [_TWICE] * (len(set(starts)) < len(starts))
 
 
 def _observe_batch(candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_calls: int = 0) -> Observation:
@@ -94,8 +96,11 @@ def _observe_batch(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
     if OUTPUT not in seen or not isinstance(seen[OUTPUT], dict):
         return seen
     described, drawn = seen.pop(OUTPUT), seen.pop("how often each was drawn")
-    seen = described | seen | {"a second call with the same generator": _again(candidate, inputs, seed)}
+    seen = described | seen | _called_again(candidate, inputs, seed)
     if drawn:
+        seen[_TWICE] = "comes" if drawn.pop(_TWICE, None) else "never comes"
+    # Of a batch that is always the same, it depends on its seed which starts it holds, unless it holds them all.
+    if drawn and inputs["batch_size"] > len(inputs["ids"]) - inputs["context"]:
         seen["the starts that are drawn"] = sorted(drawn)
         seen["how often they are drawn"] = _evenness(
             [share.value for share in drawn.values()], n_calls * inputs["batch_size"]
@@ -105,20 +110,29 @@ def _observe_batch(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
 
 def _evenness(shares: list[float], n_drawn: int) -> str:
     """Say whether all starts were drawn equally often, up to five standard deviations of chance."""
-    fair = 1 / len(shares)
+    shares, fair = [share / sum(shares) for share in shares], 1 / len(shares)
     allowed = 5 * (fair * (1 - fair) / n_drawn) ** 0.5
     return "equally often" if all(abs(share - fair) <= allowed for share in shares) else "some more often than others"
 
 
-def _again(candidate: Callable, inputs: Inputs, seed: int) -> str:
-    generator = torch.Generator().manual_seed(seed)
-    given = {**inputs, "generator": generator}
-    try:
-        batches = [candidate(*given.values()) for _ in range(4)]
-        alike = all(torch.equal(batch[0], batches[0][0]) for batch in batches)
-    except Exception as error:
-        return type(error).__name__
-    return "the same batch" if alike else "another batch"
+def _called_again(candidate: Callable, inputs: Inputs, seed: int) -> Observation:
+    """Say whether further calls draw anew, with a generator and without one, and whether the stream stays as it was."""
+    given = copies(inputs)
+    seen: Observation = {}
+    for name, generator in (
+        ("a second call with the same generator", torch.Generator().manual_seed(seed)),
+        ("a second call without a generator", None),
+    ):
+        torch.default_generator.manual_seed(seed)
+        try:
+            batches = [candidate(*{**given, "generator": generator}.values()) for _ in range(4)]
+            alike = all(torch.equal(batch[0], batches[0][0]) for batch in batches)
+        except Exception as error:
+            seen[name] = type(error).__name__
+            continue
+        seen[name] = "the same batch" if alike else "another batch"
+    seen["the input ids"] = "as it was" if torch.equal(given["ids"], inputs["ids"]) else "changed in place"
+    return seen
 
 
 # Wrong versions.
@@ -157,9 +171,25 @@ def _seed_again(n: int, batch_size: int, generator: torch.Generator | None) -> T
 
 
 def _own_generator(n: int, batch_size: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randint(n, (batch_size,), generator=_unseeded())
+
+
+def _fallback(make: Callable[[], torch.Generator | None]) -> Callable:
+    """Draw from a source of its own where no generator is given."""
+    return lambda n, b, g: _drawn(n, b, make() if g is None else g)
+
+
+def _unseeded() -> torch.Generator:
     fresh = torch.Generator()
     fresh.seed()
-    return torch.randint(n, (batch_size,), generator=fresh)
+    return fresh
+
+
+def _extended(more: Callable[[Tensor, int], Tensor]) -> Callable:
+    """Draw from the whole stream: windows that reach over its end are filled up."""
+    return lambda ids, batch_size, context, generator=None: _batch(
+        torch.cat([ids, more(ids, context)]), batch_size, context, generator
+    )
 
 
 def _side_by_side(n: int, batch_size: int, generator: torch.Generator | None, *, step: int) -> Tensor:
@@ -217,6 +247,7 @@ NEXT_TOKEN_BATCH = Exercise(
             ("ids that are int32", _stream(60, 3, 4, torch.int32), {}),
             ("a long stream", _stream(4000, 5, 3), {}),
             ("four starts, fifty batches", _stream(7, 16, 3), {"observe": partial(_observe_batch, n_calls=50)}),
+            ("eight starts, eight rows", _stream(12, 8, 4), {"observe": partial(_observe_batch, n_calls=50)}),
             ("one row of one id", _stream(900, 1, 1), {"edge": True}),
             ("more rows than starts", _stream(6, 8, 4), {"edge": True}),
             ("room for one start only", _stream(4, 2, 3), {"edge": True}),
@@ -232,6 +263,18 @@ NEXT_TOKEN_BATCH = Exercise(
             "the targets are shifted by two",
             "the target is the very next id; this one skips it.",
             partial(_batch, room=1, targets=lambda ids, s, context: ids[s + 2 : s + 2 + context]),
+        ),
+        Mistake(
+            "y is the whole window behind x",
+            "each place of x has its own target, the id right behind it: y is x moved on by one, not by a window.",
+            lambda ids, batch_size, context, generator=None: _batch(
+                ids,
+                batch_size,
+                context,
+                generator,
+                room=context - 1,
+                targets=lambda ids, s, context: ids[s + context : s + 2 * context],
+            ),
         ),
         Mistake(
             "the targets are shifted the wrong way: y lies before x",
@@ -326,6 +369,12 @@ NEXT_TOKEN_BATCH = Exercise(
             (partial(_batch, draw=_seed_again),),
         ),
         Mistake(
+            "without a generator, torch's own is not used",
+            "None means torch's own: pass it on as it is, so that torch.manual_seed rules it.",
+            partial(_batch, draw=_fallback(torch.Generator)),
+            (partial(_batch, draw=_fallback(_unseeded)),),
+        ),
+        Mistake(
             "the last start is never drawn",
             "the last window begins at len(ids) - context - 1, and randint leaves out its upper end.",
             partial(_batch, room=1),
@@ -338,9 +387,13 @@ NEXT_TOKEN_BATCH = Exercise(
         ),
         Mistake(
             "some starts lie too near to the end",
-            "y needs one id more than x, so the last start is len(ids) - context - 1; later slices come out short.",
+            "y needs one id more than x, so the last start is len(ids) - context - 1; later ones reach over the end.",
             partial(_batch, room=-1),
-            (partial(_batch, draw=lambda n, b, g: _drawn(n + 1, b, g), room=-1),),
+            (
+                partial(_batch, draw=lambda n, b, g: _drawn(n + 1, b, g), room=-1),
+                _extended(lambda ids, context: ids[:context]),
+                _extended(lambda ids, context: ids.new_zeros(context)),
+            ),
         ),
         Mistake(
             "all rows begin at the same place",
@@ -351,6 +404,7 @@ NEXT_TOKEN_BATCH = Exercise(
             "the rows follow each other in the stream",
             "neighbours are alike; starts drawn one by one make a batch that stands for the whole text.",
             partial(_batch, draw=partial(_side_by_side, step=1)),
+            (partial(_batch, draw=lambda n, b, g: (_drawn(n, 1, g) + torch.arange(b)) % n),),
         ),
         Mistake(
             "nothing is drawn: the rows are always the first ones",
@@ -362,6 +416,7 @@ NEXT_TOKEN_BATCH = Exercise(
             "no start comes twice in a batch",
             "with replacement each row is drawn like any other, and there may be more rows than starts.",
             partial(_batch, draw=lambda n, b, g: torch.randperm(n, generator=g)[:b]),
+            (partial(_batch, draw=lambda n, b, g: torch.randperm(n, generator=g)[:b] if b <= n else _drawn(n, b, g)),),
         ),
         Mistake(
             "the starts are multiples of the context",

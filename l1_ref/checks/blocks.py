@@ -6,6 +6,7 @@ Layer normalisation stands in `norms`; GELU and the feed-forward layer in `feed_
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from l1_ref.attention import MultiHeadAttention, scaled_dot_product_attention
 from l1_ref.checks import feed_forward, norms
+from l1_ref.checks.compare import Failure, Rough
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
 from l1_ref.checks.feed_forward import as_it_is, normed, of_config, stream
+from l1_ref.checks.observe import OUTPUT, Observation, filled, observe_module
 from l1_ref.config import L1Config
 from l1_ref.transformer import FeedForward, TransformerBlock
 
@@ -268,6 +271,11 @@ class _Block(nn.Module):
         return self.end(self, self.flow(self, x))
 
 
+def _block(**switches: Any) -> Callable:
+    """Return a wrong block that is not tried together with others: only the plain switches are."""
+    return lambda config: _Block(config, **switches)
+
+
 def _parallel(block: nn.Module, x: Tensor, second: str = "norm_2") -> Tensor:
     return x + block.attention(block.norm_1(x)) + block.feed_forward(getattr(block, second)(x))
 
@@ -315,6 +323,35 @@ def _plain_norms(block: nn.Module) -> None:
     block.norm_1 = block.norm_2 = normed
 
 
+def _observe_with_branches(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+    """Observe a block, and how much dropout takes of what each of its two branches adds."""
+    seen = observe_module(candidate, inputs, gradient, seed, ("config",))
+    answers = isinstance(seen.get(OUTPUT), Tensor) and seen[OUTPUT].shape == inputs["x"].shape
+    if answers and not any(isinstance(value, Failure) for value in seen.values()):
+        module = candidate(inputs["config"])
+        for branch, other in (("attention", "feed_forward"), ("feed_forward", "attention")):
+            share = _share_taken(filled(module, seed), inputs["x"], other)
+            seen[f"the share that dropout takes of the {branch} branch in training"] = share
+    return seen
+
+
+def _share_taken(module: nn.Module, x: Tensor, other: str, n_rows: int = 128) -> Rough:
+    """Return the share of entries that come out as they went in, while the other branch is silent."""
+    x = x[:1].repeat(n_rows, 1, 1)
+    _silence(module, other)
+    with torch.no_grad():
+        added = module.train()(x.clone()) - x
+    return Rough(added.abs().le(1e-6).double().mean().item(), 0.05)
+
+
+def _silence(module: nn.Module, branch: str = "") -> None:
+    """Set the last layer of a branch to zero, or of both."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if f"{branch}.proj." in name:
+                parameter.zero_()
+
+
 def _is_causal(module: nn.Module, x: Tensor) -> bool:
     other = x.clone()
     other[:, -1] = -other[:, -1] + x.abs().mean()
@@ -326,10 +363,7 @@ def _rows_apart(module: nn.Module, x: Tensor) -> bool:
 
 
 def _silent_is_identity(module: nn.Module, x: Tensor) -> bool:
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if ".proj." in name:
-                parameter.zero_()
+    _silence(module)
     return torch.allclose(module(x.clone()), x)
 
 
@@ -346,7 +380,13 @@ TRANSFORMER_BLOCK = Exercise(
         Probe("a large layer_norm_eps", stream(of_config(4, 2, n_inner=6, layer_norm_eps=0.01), 2, 3, 0.2), "B T C"),
         Probe("a single position", stream(of_config(4, 1, n_inner=7), 3, 1, 2.0), "B T C"),
         # So many entries that no other way of drawing falls out by chance.
-        Probe("with dropout", stream(of_config(8, 2, n_inner=12, dropout=0.3), 2, 4), "B T C"),
+        Probe(
+            "with dropout",
+            stream(of_config(8, 2, n_inner=12, dropout=0.3), 2, 4),
+            "B T C",
+            gradient=False,
+            observe=_observe_with_branches,
+        ),
         Probe("a large stream", stream(of_config(4, 2, n_inner=5), 2, 3, 1e3), "B T C", edge=True, tolerance=1e-4),
     ),
     mistakes=(
@@ -386,87 +426,87 @@ TRANSFORMER_BLOCK = Exercise(
             "attention gets x without norm_1",
             "the stream grows from block to block; norm_1 gives attention numbers of a steady size.",
             partial(_Block, first=_no_norm),
-            (partial(_Block, changed=_without("norm_1")),),
+            (_block(changed=_without("norm_1")),),
         ),
         Mistake(
             "the feed-forward layer gets x without norm_2",
             "the stream grows from block to block; norm_2 gives the layer numbers of a steady size.",
             partial(_Block, second=_no_norm),
-            (partial(_Block, changed=_without("norm_2")),),
+            (_block(changed=_without("norm_2")),),
         ),
         Mistake(
             "norm_1 is used in both halves",
             _ONE_EACH,
-            partial(_Block, flow=partial(_other_norms, norms=("norm_1", "norm_1"))),
+            _block(flow=partial(_other_norms, norms=("norm_1", "norm_1"))),
             (
-                partial(_Block, changed=_one_norm),
-                partial(_Block, flow=partial(_other_norms, norms=("norm_1", "norm_1")), changed=_only_norm_1),
+                _block(changed=_one_norm),
+                _block(flow=partial(_other_norms, norms=("norm_1", "norm_1")), changed=_only_norm_1),
             ),
         ),
         Mistake(
             "norm_2 is used in both halves",
             _ONE_EACH,
-            partial(_Block, flow=partial(_other_norms, norms=("norm_2", "norm_2"))),
+            _block(flow=partial(_other_norms, norms=("norm_2", "norm_2"))),
         ),
         Mistake(
             "norm_1 and norm_2 are swapped",
             "trained weights are loaded by name: norm_1 belongs to attention, norm_2 to the feed-forward layer.",
-            partial(_Block, flow=partial(_other_norms, norms=("norm_2", "norm_1"))),
+            _block(flow=partial(_other_norms, norms=("norm_2", "norm_1"))),
         ),
         Mistake(
             "the norms have no weight and bias",
             "nn.LayerNorm has both unless it is told otherwise, and trained weights need them.",
-            partial(_Block, changed=_plain_norms),
+            _block(changed=_plain_norms),
         ),
         Mistake(
             "both halves read the x that came in",
             "the feed-forward layer works on what attention has gathered; so attention's sum comes first.",
-            partial(_Block, flow=_parallel),
-            (partial(_Block, flow=partial(_parallel, second="norm_1")),),
+            _block(flow=_parallel),
+            (_block(flow=partial(_parallel, second="norm_1")),),
         ),
         Mistake(
             "the second sum starts again from the x that came in",
             "what attention added is lost from the stream; the second half adds to the sum of the first.",
-            partial(_Block, flow=_back_to_the_start),
+            _block(flow=_back_to_the_start),
         ),
         Mistake(
             "the feed-forward layer reads attention's answer alone, without x",
             "the second half reads the stream: x and what attention has added to it.",
-            partial(_Block, flow=_one_after_the_other),
-            (partial(_Block, flow=partial(_one_after_the_other, kept=False)),),
+            _block(flow=_one_after_the_other),
+            (_block(flow=partial(_one_after_the_other, kept=False)),),
         ),
         Mistake(
             "the feed-forward layer comes before attention",
             "first a position gathers, then it works on what it has gathered.",
-            partial(_Block, flow=_other_order),
-            (partial(_Block, flow=partial(_other_order, norms=("norm_1", "norm_2"))),),
+            _block(flow=_other_order),
+            (_block(flow=partial(_other_order, norms=("norm_1", "norm_2"))),),
         ),
         Mistake(
             "the norms are applied to the answers, not to the inputs",
             "a sublayer's input must have a steady size; its answer must be free to be small or large.",
-            partial(_Block, first=_norm_behind, second=_norm_behind),
-            (partial(_Block, first=_norm_behind), partial(_Block, second=_norm_behind)),
+            _block(first=_norm_behind, second=_norm_behind),
+            (_block(first=_norm_behind), _block(second=_norm_behind)),
         ),
         Mistake(
             "the sums are normalised too, after the sublayers",
             _HIGHWAY,
-            partial(_Block, first=_norm_around, second=_norm_around),
-            (partial(_Block, first=_norm_around),),
+            _block(first=_norm_around, second=_norm_around),
+            (_block(first=_norm_around),),
         ),
         Mistake(
             "the block's output is normalised",
             "the stream leaves a block as it is; one norm at the very end belongs to the model.",
-            partial(_Block, end=lambda block, x: block.norm_2(x)),
+            _block(end=lambda block, x: block.norm_2(x)),
             (
-                partial(_Block, end=lambda block, x: block.norm_1(x)),
-                partial(_Block, end=lambda block, x: normed(x)),
+                _block(end=lambda block, x: block.norm_1(x)),
+                _block(end=lambda block, x: normed(x)),
             ),
         ),
         Mistake(
             "x is added twice",
             "the stream would double in every block.",
-            partial(_Block, first=_doubled),
-            (partial(_Block, second=_doubled),),
+            _block(first=_doubled),
+            (_block(second=_doubled),),
         ),
         Mistake(
             "config.layer_norm_eps is ignored",
@@ -482,22 +522,22 @@ TRANSFORMER_BLOCK = Exercise(
         Mistake(
             "dropout in the block is active in eval mode",
             "F.dropout drops unless it is told training=self.training; and both sublayers drop out by themselves.",
-            partial(_Block, dropped="always"),
+            _block(dropped="always"),
         ),
         Mistake(
             "the block adds dropout of its own",
             "attention and the feed-forward layer drop out by themselves, after proj; so it falls twice.",
             partial(_Block, dropped="in training"),
             (
-                partial(_Block, dropped="in training", halves=("feed_forward",)),
-                partial(_Block, dropped="in training", halves=("attention",)),
-                partial(_Block, end=lambda block, x: F.dropout(x, block.p, block.training)),
+                _block(dropped="in training", halves=("feed_forward",)),
+                _block(dropped="in training", halves=("attention",)),
+                _block(end=lambda block, x: F.dropout(x, block.p, block.training)),
             ),
         ),
         Mistake(
             "x is changed in place",
             "the caller still needs it, and autograd does too: += overwrites it.",
-            partial(_Block, first=_in_place),
+            _block(first=_in_place),
         ),
     ),
     properties=(

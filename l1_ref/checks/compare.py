@@ -81,7 +81,10 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
         return a.keys() == b.keys() and all(same(a[key], b[key], tolerance) for key in a)
     if isinstance(a, list | tuple) and type(a) is type(b):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and a == b
+    if type(a) is not type(b):
+        return False
+    equal = a == b
+    return bool(equal.all() if hasattr(equal, "all") else equal)  # of arrays, == gives an array
 
 
 def _same_tensor(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -81,6 +81,10 @@ def _thumb(config: L1Config, with_positions: bool = False, with_table: bool = Tr
     return 12 * config.n_layers * C * C + with_table * V * C + with_positions * T * C
 
 
+def _own_head(config: L1Config) -> int:
+    return 0 if config.tie_weights else config.vocab_size * config.n_embd
+
+
 def _as_gpt2(config: L1Config) -> int:
     own = {"tie_weights": True, "position_encoding": "learned", "n_inner": None}
     return _count(L1Config(**config.to_dict() | own))
@@ -138,7 +142,7 @@ COUNT_PARAMETERS = Exercise(
             partial(_count, head=lambda config: config.tie_weights),
         ),
         Mistake(
-            "the head has no bias",
+            "a bias is counted for the head, which has none",
             "the head is one matrix, V x C; the course's head adds nothing to its scores.",
             partial(_count, head_bias=True),
             (lambda config: _count(config) + config.vocab_size,),
@@ -190,7 +194,11 @@ COUNT_PARAMETERS = Exercise(
             "the bias of fc is counted as C",
             "a linear layer has as many biases as outputs, and fc has n_inner outputs.",
             lambda config: _count(config, extra=lambda c: c.n_layers * (c.n_embd - c.n_inner)),
-            (lambda config: _count(config, extra=lambda c: c.n_layers * (c.n_inner - c.n_embd)),),
+        ),
+        Mistake(
+            "the bias of the feed-forward layer's proj is counted as n_inner",
+            "a linear layer has as many biases as outputs, and this one leads back to C outputs.",
+            lambda config: _count(config, extra=lambda c: c.n_layers * (c.n_inner - c.n_embd)),
         ),
         Mistake(
             "the norms are left out",
@@ -238,6 +246,7 @@ COUNT_PARAMETERS = Exercise(
                 lambda config: _count(
                     config, extra=lambda c: c.n_layers * (c.n_heads - 1) * 4 * (c.n_embd**2 + c.n_embd)
                 ),
+                lambda config: _count(config, extra=lambda c: c.n_layers * (c.n_heads - 1) * 4 * c.n_embd**2),
             ),
         ),
         Mistake(
@@ -254,6 +263,11 @@ COUNT_PARAMETERS = Exercise(
                 lambda config: _count(config, n_matrices=1),
                 lambda config: _count(config, n_matrices=1, fc_bias=False),
             ),
+        ),
+        Mistake(
+            "everything is counted once a block",
+            "only the blocks are there n_layers times; the tables and the last norm stand once.",
+            lambda config: config.n_layers * _count(config),
         ),
         Mistake(
             "one block is counted, not n_layers of them",
@@ -280,6 +294,7 @@ COUNT_PARAMETERS = Exercise(
                 lambda config: _thumb(config, with_positions=True),
                 lambda config: _thumb(config, with_table=False),
                 lambda config: _thumb(config, with_positions=config.position_encoding == "learned"),
+                lambda config: _thumb(config, config.position_encoding == "learned") + _own_head(config),
             ),
         ),
         Mistake(

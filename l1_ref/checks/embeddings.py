@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-from l1_ref.checks.names import observe_by_name
+from l1_ref.checks.names import NO_PARAMETER, ON_ITS_SIDE, OTHER_NAME, observe_by_name
 from l1_ref.checks.observe import OUTPUT, Observation, filled
 from l1_ref.checks.vectors import NEAREST_TOKENS, NOTEBOOK, SINUSOIDAL_POSITIONS
 from l1_ref.config import L1Config
@@ -19,43 +19,10 @@ from l1_ref.embeddings import (
 )
 
 
-class _Bare(nn.Module):
-    """A module without any parameter."""
-
-    def __init__(self, *sizes: int):
-        super().__init__()
-
-    def forward(self, *inputs) -> Tensor:
-        return torch.zeros(())
-
-
-class _Table(nn.Module):
-    """A table of the given size, under a name of its own, or lying on its side."""
-
-    def __init__(self, rows: int, columns: int, *, name: str = "weight", on_its_side: bool = False):
-        super().__init__()
-        shape = (columns, rows) if on_its_side else (rows, columns)
-        self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
-
-    def forward(self, *inputs) -> Tensor:
-        return torch.zeros(())
-
-
-_NO_PARAMETER = Mistake(
-    "the table is not an nn.Parameter of the module",
-    "the optimiser asks a module for its parameters; a table that is not among them is never trained, nor saved.",
-    _Bare,
-)
-_OTHER_NAME = Mistake(
-    "the parameter is not called weight",
-    "saved weights are found again by their names, and the trained model calls this one weight.",
-    partial(_Table, name="table"),
-)
-_ON_ITS_SIDE = Mistake(
-    "the table lies on its side: one column for each vector, not one row",
-    "a row lies in one piece in memory, and the trained weights are stored in rows.",
-    partial(_Table, on_its_side=True),
-)
+def _same_in_training(module: nn.Module, **inputs) -> bool:
+    """Say whether training mode leaves the answer as it is; dropout comes later, on the sum."""
+    still = module(*inputs.values())
+    return torch.equal(module.train()(*inputs.values()), still)
 
 
 # TokenEmbedding.
@@ -125,12 +92,12 @@ TOKEN_EMBEDDING = Exercise(
         Probe("vectors of width 1", _ids(2, 3, V=4, C=1), "B T C", edge=True),
     ),
     mistakes=(
-        _NO_PARAMETER,
-        _OTHER_NAME,
-        _ON_ITS_SIDE,
+        NO_PARAMETER,
+        OTHER_NAME,
+        ON_ITS_SIDE,
         Mistake(
-            "the vectors are multiplied by sqrt(C)",
-            "the transformer of 2017 did so, GPT-2 does not; the trained weights know nothing of the factor.",
+            "the vectors are multiplied by sqrt(C), or divided by it",
+            "the transformer of 2017 multiplied, GPT-2 does not; the trained weights know nothing of the factor.",
             partial(_Tokens, scale=0.5),
             (partial(_Tokens, scale=-0.5),),
         ),
@@ -184,6 +151,7 @@ TOKEN_EMBEDDING = Exercise(
         ),
     ),
     properties=(
+        Property("training mode changes nothing", _same_in_training),
         Property(
             "a vector does not depend on the other ids",
             lambda module, ids: torch.allclose(module(ids)[..., -1:, :], module(ids[..., -1:])),
@@ -250,9 +218,9 @@ POSITIONAL_EMBEDDING = Exercise(
         Probe("up to the last position", _range(8, 2, 3, 5), "T C", edge=True),
     ),
     mistakes=(
-        _NO_PARAMETER,
-        _OTHER_NAME,
-        _ON_ITS_SIDE,
+        NO_PARAMETER,
+        OTHER_NAME,
+        ON_ITS_SIDE,
         _picked(
             "the offset is ignored",
             "with a cache the new token is not the first: it would get position 0 every time.",
@@ -307,6 +275,12 @@ POSITIONAL_EMBEDDING = Exercise(
             lambda w, T, offset: w[torch.full((T,), offset + T - 1)],
         ),
         _picked(
+            "T and offset have changed places",
+            "T says how many rows are wanted, and offset how many stand before them.",
+            lambda w, T, offset: w[T : T + offset],
+            lambda w, T, offset: _arange(w, T, T + offset),
+        ),
+        _picked(
             "the offset is multiplied",
             "offset counts tokens, not pieces of T tokens.",
             lambda w, T, offset: w[offset * T : offset * T + T],
@@ -345,6 +319,7 @@ POSITIONAL_EMBEDDING = Exercise(
         ),
     ),
     properties=(
+        Property("training mode changes nothing", _same_in_training),
         Property(
             "the result has T rows",
             lambda module, T, offset=0: len(module(T, offset)) == T,
@@ -389,7 +364,8 @@ class _Input(InputEmbedding):
         self.alike = alike  # whether dropout falls on the same positions in every sequence
         self.scale = config.n_embd**scale
         p = config.dropout
-        self.p = {"left out": 0.0, "kept": 1 - p if p else 0.0, "half": 0.5 if p else 0.0}.get(drop, p)
+        rates = {"left out": 0.0, "kept": 1 - p, "half": 0.5, "a tenth": 0.1}
+        self.p = rates.get(drop, p) if p else 0.0
 
     def forward(self, ids: Tensor, offset: int = 0) -> Tensor:
         B, T = ids.shape
@@ -397,7 +373,9 @@ class _Input(InputEmbedding):
         n = {"batch": B, "one": 1, "all": self._longest()}.get(self.count, T)
         first = {"ignored": 0, "one too far": offset + 1, "times T": offset * T}.get(self.start, offset)
         position = self.position(n, first)
-        if self.drop in ("tokens", "separately"):
+        if self.start == "ignored by waves" and not isinstance(self.position, PositionalEmbedding):
+            position = self.position(n, 0)
+        if self.drop in ("tokens", "separately", "tokens, sum"):
             token = F.dropout(token, self.p, self.training)
         if self.drop in ("positions", "separately"):
             position = F.dropout(position if self.alike else position.expand_as(token), self.p, self.training)
@@ -425,6 +403,8 @@ class _Input(InputEmbedding):
             return x
         if self.drop == "unscaled":
             return x * (torch.rand_like(x) >= self.p) if self.training and self.p else x
+        if self.drop == "sum, sum":
+            x = F.dropout(x, self.p, self.training)
         return F.dropout(x, self.p, self.training or self.drop == "always")
 
 
@@ -524,6 +504,7 @@ INPUT_EMBEDDING = Exercise(
             "the offset is ignored",
             "with a cache the new token is not the first: it would get position 0 every time.",
             {"start": "ignored"},
+            {"start": "ignored by waves"},
         ),
         _mixed(
             "the positions are shifted",
@@ -581,10 +562,17 @@ INPUT_EMBEDDING = Exercise(
             {"drop": "separately", "alike": True},
         ),
         _mixed(
+            "dropout falls twice",
+            "it falls once, on the sum; twice drops more than config.dropout says.",
+            {"drop": "sum, sum"},
+            {"drop": "tokens, sum"},
+        ),
+        _mixed(
             "dropout has another rate than config.dropout",
             "config.dropout is the probability that a number is dropped; nn.Dropout() alone drops half.",
             {"drop": "half"},
             {"drop": "kept"},
+            {"drop": "a tenth"},
         ),
         _mixed(
             "what dropout leaves is not scaled up",

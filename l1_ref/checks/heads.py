@@ -1,5 +1,6 @@
-"""The checks of 03_attention, last part: splitting the width into heads, merging them, and the whole module."""
+"""The checks of 03_attention, last part: the module that does all of it."""
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,209 +14,14 @@ from l1_ref import attention as ref
 from l1_ref.checks.compare import Failure, Rough
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
 from l1_ref.checks.observe import OUTPUT, REPEATED, Observation, filled
+from l1_ref.checks.splitting import cut_width, merged
 from l1_ref.config import L1Config
-
-# Splitting and merging.
-
-
-def _hidden(B: int, T: int, C: int, n_heads: int, dtype: torch.dtype = torch.float32):
-    """Return the builder of a probe: normal hidden states, and the number of heads."""
-    return lambda generator: {
-        "x": torch.randn(B, T, C, generator=generator, dtype=torch.float64).to(dtype),
-        "n_heads": n_heads,
-    }
-
-
-def _counted(*shape: int) -> Tensor:
-    return torch.arange(math.prod(shape)).view(shape).float()
-
-
-def _cut(x: Tensor, n_heads: int) -> Tensor:
-    """Return (B, T, H, D)."""
-    return x.unflatten(-1, (n_heads, x.shape[-1] // n_heads))
-
-
-_TOKENS_MIXED = "the numbers of several tokens end up in one head's vector: the shape is right, and the text is lost."
-_HEAD_AXIS = "attention multiplies the last two axes, tokens and width; batch and heads must both stand in front."
-
-SPLIT_HEADS = Exercise(
-    name="split_heads",
-    notebook="03_attention",
-    reference=ref.split_heads,
-    probes=(
-        Probe("two tokens of width 4, two heads", lambda generator: {"x": _counted(1, 2, 4), "n_heads": 2}, "B H T D"),
-        Probe("a batch", _hidden(2, 3, 20, 4), "B H T D"),
-        Probe("all axes alike", _hidden(3, 3, 9, 3), "B H T D"),
-        Probe("more tokens than heads", _hidden(3, 8, 4, 2), "B H T D"),
-        Probe("one head", _hidden(2, 3, 4, 1), "B H T D"),
-        Probe("heads of width 1, float64", _hidden(2, 4, 3, 3, torch.float64), "B H T D"),
-    ),
-    mistakes=(
-        Mistake(
-            "the width is not cut: x is viewed as (B, H, T, D) at once",
-            _TOKENS_MIXED,
-            lambda x, n_heads: x.reshape(len(x), n_heads, x.shape[1], -1),
-            (
-                lambda x, n_heads: x.transpose(1, 2).reshape(len(x), n_heads, x.shape[1], -1),
-                lambda x, n_heads: x.reshape(len(x), -1, n_heads, x.shape[1]).permute(0, 2, 3, 1),
-            ),
-        ),
-        Mistake(
-            "the heads are interleaved: head h gets every H-th column, not D neighbours",
-            "each head's D numbers lie side by side in the width; the weights are stored in that order.",
-            lambda x, n_heads: x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2),
-        ),
-        Mistake(
-            "n_heads is taken as the width of a head",
-            "n_heads says how many; the width D is what is left, C / n_heads.",
-            lambda x, n_heads: x.unflatten(-1, (-1, n_heads)).transpose(1, 2),
-        ),
-        Mistake(
-            "the heads' axis stays behind the tokens: (B, T, H, D)",
-            _HEAD_AXIS,
-            lambda x, n_heads: _cut(x, n_heads),
-        ),
-        Mistake(
-            "the heads' axis stands in front of the batch: (H, B, T, D)",
-            _HEAD_AXIS,
-            lambda x, n_heads: _cut(x, n_heads).permute(2, 0, 1, 3),
-        ),
-        Mistake(
-            "the last two axes have changed places as well: (B, H, D, T)",
-            "that is k's shape inside the product; here every head gets tokens by width.",
-            lambda x, n_heads: _cut(x, n_heads).permute(0, 2, 3, 1),
-        ),
-        Mistake(
-            "batch and heads share one axis",
-            "a mask with an axis for the batch, or one for the heads, no longer fits.",
-            lambda x, n_heads: _cut(x, n_heads).transpose(1, 2).flatten(0, 1),
-            (lambda x, n_heads: x.reshape(len(x) * n_heads, x.shape[1], -1),),
-        ),
-        Mistake(
-            "the tokens are shared out among the heads, not the width",
-            "every head must see the whole text, in a part of the width.",
-            lambda x, n_heads: x.reshape(len(x), n_heads, -1, x.shape[2]),
-        ),
-        Mistake(
-            "every head gets the whole width",
-            "the heads share the width, so that many of them cost no more than one.",
-            lambda x, n_heads: x[:, None].repeat(1, n_heads, 1, 1),
-        ),
-        Mistake(
-            "the heads come back as a tuple or list, not as one tensor",
-            "one tensor lets all heads be computed in one product.",
-            lambda x, n_heads: x.chunk(n_heads, dim=-1),
-            (lambda x, n_heads: list(x.chunk(n_heads, dim=-1)),),
-        ),
-    ),
-    properties=(
-        Property(
-            "the first token's numbers stay together: read head by head, they are those of x",
-            lambda f, x, n_heads: torch.equal(f(x, n_heads)[:, :, 0].flatten(1), x[:, 0]),
-        ),
-    ),
-    hints=(
-        "Two steps: cut the last axis in two, then bring the axes into the order (B, H, T, D).",
-        "view can cut C into (n_heads, D), because the numbers of a head lie side by side. It must not move tokens: "
-        "that takes a transpose. Which two axes change places?",
-        "Plan: view as (B, T, n_heads, C // n_heads), then transpose axes 1 and 2.",
-    ),
-)
-
-
-def _merged(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
-
-
-def _per_head(B: int, H: int, T: int, D: int, dtype: torch.dtype = torch.float32):
-    return lambda generator: {"x": torch.randn(B, H, T, D, generator=generator, dtype=torch.float64).to(dtype)}
-
-
-MERGE_HEADS = Exercise(
-    name="merge_heads",
-    notebook="03_attention",
-    reference=ref.merge_heads,
-    probes=(
-        Probe("two heads, two tokens, width 2", lambda generator: {"x": _counted(1, 2, 2, 2)}, "B T C"),
-        Probe("a batch", _per_head(2, 3, 4, 5), "B T C"),
-        Probe("all axes alike", _per_head(3, 3, 3, 3), "B T C"),
-        Probe("one head", _per_head(2, 1, 3, 4), "B T C"),
-        Probe("one token", _per_head(2, 3, 1, 4), "B T C"),
-        Probe("float64", _per_head(2, 4, 3, 1, torch.float64), "B T C"),
-    ),
-    mistakes=(
-        Mistake(
-            "x is viewed as (B, T, C) at once: the transpose is missing",
-            _TOKENS_MIXED,
-            lambda x: x.reshape(len(x), x.shape[2], -1),
-            (lambda x: x.transpose(2, 3).reshape(len(x), x.shape[2], -1),),
-        ),
-        Mistake(
-            "view cannot follow a transpose",
-            "a transpose leaves the numbers where they are; reshape, flatten or contiguous() lay them out anew.",
-            lambda x: x.transpose(1, 2).view(len(x), x.shape[2], -1),
-        ),
-        Mistake(
-            "the heads are interleaved: number d of all heads, then number d + 1",
-            "split_heads takes D neighbours for a head; merging must put them back side by side.",
-            lambda x: x.permute(0, 2, 3, 1).flatten(2),
-        ),
-        Mistake(
-            "the heads' last axis is not merged: the result is (B, T, H, D)",
-            "the next layer multiplies the whole width C = H * D at once.",
-            lambda x: x.transpose(1, 2),
-        ),
-        Mistake(
-            "the heads are joined along the tokens: (B, H * T, D)",
-            "a text of T tokens must stay one of T tokens.",
-            lambda x: x.flatten(1, 2),
-        ),
-        Mistake(
-            "the tokens are joined, not the heads: (B, H, T * D)",
-            "the axes that belong together, H and D, must stand side by side first.",
-            lambda x: x.flatten(2),
-        ),
-        Mistake(
-            "tokens and width have changed places: (B, C, T)",
-            "hidden states are (B, T, C) everywhere in the model.",
-            lambda x: _merged(x).transpose(1, 2),
-        ),
-        Mistake(
-            "batch and tokens have changed places: (T, B, C)",
-            "the batch comes first everywhere in the model.",
-            lambda x: x.permute(2, 0, 1, 3).flatten(2),
-        ),
-        Mistake(
-            "the batch is merged with the width, not the heads",
-            "texts of a batch must not end up in one vector.",
-            lambda x: x.permute(1, 2, 0, 3).flatten(2),
-        ),
-        Mistake(
-            "the heads are averaged or added up, not laid side by side",
-            "each head found something of its own; proj decides how to mix it.",
-            lambda x: x.mean(1),
-            (lambda x: x.sum(1),),
-        ),
-    ),
-    properties=(
-        Property(
-            "splitting what was merged gives the heads back",
-            lambda f, x: torch.equal(f(x).unflatten(2, (x.shape[1], -1)).transpose(1, 2), x),
-        ),
-    ),
-    hints=(
-        "It is split_heads backwards: undo the last step first.",
-        "Bring the axes into the order (B, T, H, D); then H and D stand side by side and can become one.",
-        "Plan: transpose axes 1 and 2, then flatten from axis 2 on, or reshape to (B, T, H * D).",
-    ),
-)
-
 
 # The module. A wrong version is the class below with one keyword changed.
 
 
 def _qkv_then_heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, ...]:
-    return tuple(_cut(part, n_heads).transpose(1, 2) for part in qkv.chunk(3, -1))
+    return tuple(cut_width(part, n_heads).transpose(1, 2) for part in qkv.chunk(3, -1))
 
 
 def _ordered(*order: int) -> Callable[[Tensor, int], tuple[Tensor, ...]]:
@@ -228,6 +34,14 @@ def _parts_by_head(qkv: Tensor, n_heads: int) -> tuple[Tensor, ...]:
 
 def _scrambled(qkv: Tensor, n_heads: int) -> tuple[Tensor, ...]:
     return tuple(x.reshape(len(x), n_heads, x.shape[1], -1) for x in qkv.chunk(3, -1))
+
+
+def _interleaved(qkv: Tensor, n_heads: int) -> tuple[Tensor, ...]:
+    return tuple(x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2) for x in qkv.chunk(3, -1))
+
+
+def _tokens_first(qkv: Tensor, n_heads: int) -> tuple[Tensor, ...]:
+    return tuple(cut_width(x, n_heads) for x in qkv.chunk(3, -1))
 
 
 def _width_for_heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, ...]:
@@ -253,7 +67,7 @@ class _Attention(nn.Module):
         see: Callable[[Tensor], Tensor] = torch.tril,
         weigh: Callable[[Tensor, Tensor], Tensor] = _weigh,
         drop_weights: Callable[..., Tensor] = F.dropout,
-        merge: Callable[[Tensor], Tensor] = _merged,
+        merge: Callable[[Tensor], Tensor] = merged,
         drop_merged: bool = False,
         use_proj: bool = True,
         drop_end: Callable[..., Tensor] = F.dropout,
@@ -293,12 +107,20 @@ def _dropped_always(x: Tensor, p: float, training: bool) -> Tensor:
     return F.dropout(x, p)
 
 
-def _inside(B: int, T: int, n_heads: int, n_embd: int, dropout: float = 0.0):
+def _dropped_by_half(x: Tensor, p: float, training: bool) -> Tensor:
+    return F.dropout(x, 0.5, training)
+
+
+def _kept_by_p(x: Tensor, p: float, training: bool) -> Tensor:
+    return F.dropout(x, 1 - p, training) if p else x
+
+
+def _inside(B: int, T: int, n_heads: int, n_embd: int, dropout: float = 0.0, size: float = 1.5):
     """Return the builder of a probe: a small config, and hidden states."""
 
     def build(generator: torch.Generator) -> Inputs:
         config = L1Config(vocab_size=50, max_seq_length=5, n_layers=2, n_heads=n_heads, n_embd=n_embd, dropout=dropout)
-        return {"config": config, "x": 1.5 * torch.randn(B, T, n_embd, generator=generator)}
+        return {"config": config, "x": size * torch.randn(B, T, n_embd, generator=generator)}
 
     return build
 
@@ -331,11 +153,22 @@ def _causal(module: nn.Module, x: Tensor) -> bool:
     return torch.allclose(module(other)[:, :-1], module(x)[:, :-1], atol=1e-4)
 
 
+def _after_a_short_one(module: nn.Module, x: Tensor) -> bool:
+    fresh = copy.deepcopy(module)
+    module(x[:, :1])
+    return torch.allclose(module(x), fresh(x), atol=1e-4)
+
+
 _TOKENS_SCRAMBLED = "the shapes are right, but each head gets numbers of several tokens, and the future leaks in."
 
 
 def _one_off(square: Tensor) -> Tensor:
     return square.tril(-1)
+
+
+def _shared_again(scores: Tensor, seen: Tensor, more: float = 0.0) -> Tensor:
+    left = scores.softmax(-1) * seen
+    return left / (left.sum(-1, keepdim=True) + more)
 
 
 def _with_lowest(scores: Tensor, seen: Tensor) -> Tensor:
@@ -352,6 +185,9 @@ MULTI_HEAD_ATTENTION = Exercise(
         Probe("a batch, the longest text that fits", _inside(2, 5, 3, 12), "B T C"),
         Probe("as many tokens as heads, and as wide", _inside(3, 3, 3, 9), "B T C"),
         Probe("one token alone", _inside(2, 1, 2, 6), "B T C"),
+        Probe(
+            "scores far from zero", _inside(4, 2, 4, 8, size=300.0), "B T C", gradient=False, edge=True, tolerance=5e-3
+        ),
         Probe("dropout", _inside(2, 3, 2, 8, dropout=0.3), "B T C", gradient=False, observe=_observe_training),
     ),
     mistakes=(
@@ -377,7 +213,7 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Mistake(
             "the scores are divided by the root of the number of heads",
-            "the entries of q and k are as spread as one head is wide; only the root of D makes up for that.",
+            "the spread of the scores grows with the width of one head, not with the number of heads.",
             _alone(scale=lambda D, H: H**-0.5),
         ),
         Mistake(
@@ -423,6 +259,18 @@ MULTI_HEAD_ATTENTION = Exercise(
             partial(_Attention, weigh=lambda scores, seen: scores.softmax(-1) * seen),
         ),
         Mistake(
+            "the mask is applied after the softmax, and the rows are divided by their sum",
+            "on paper that is the same, but a hidden key with a large score has already rounded the others to 0.",
+            _alone(weigh=_shared_again),
+            (partial(_Attention, weigh=partial(_shared_again, more=1e-9)),),
+        ),
+        Mistake(
+            "the number for forbidden scores is not low enough",
+            "scores of a trained model can be lower than that; -inf is lower than all.",
+            _alone(weigh=lambda scores, seen: scores.masked_fill(~seen, -1e4).softmax(-1)),
+            (partial(_Attention, weigh=lambda scores, seen: (scores - 1e4 * ~seen).softmax(-1)),),
+        ),
+        Mistake(
             "forbidden scores become 0, not -inf",
             "softmax gives a score of 0 as much weight as any other; only exp(-inf) is 0.",
             partial(_Attention, weigh=lambda scores, seen: (scores * seen).softmax(-1)),
@@ -447,6 +295,22 @@ MULTI_HEAD_ATTENTION = Exercise(
             "qkv is cut head by head, each with its own q, k and v",
             "some models store it so; here, as in GPT-2, all of q comes first: cut in three, then into heads.",
             partial(_Attention, cut=_parts_by_head),
+        ),
+        Mistake(
+            "qkv is cut in threes: every third column goes to q",
+            "all of q comes first, then all of k, then all of v: 3 stands in front of the width, not behind it.",
+            _alone(cut=lambda qkv, n_heads: _qkv_then_heads(qkv.unflatten(-1, (-1, 3)).mT.flatten(2), n_heads)),
+        ),
+        Mistake(
+            "the heads are interleaved: head h gets every H-th column, not D neighbours",
+            "each head's D numbers lie side by side in the width; the weights are stored in that order.",
+            _alone(cut=_interleaved),
+            (partial(_Attention, cut=_interleaved, merge=lambda y: y.permute(0, 2, 3, 1).flatten(2)),),
+        ),
+        Mistake(
+            "the heads of one token attend to each other: tokens and heads have not changed places",
+            "attention multiplies the last two axes: they must be tokens and width, (B, H, T, D).",
+            _alone(cut=_tokens_first, merge=lambda y: y.flatten(2)),
         ),
         Mistake(
             "splitting mixes the tokens: the width is not cut before the axes are moved",
@@ -506,7 +370,7 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Mistake(
             "dropout after proj is missing",
-            "it falls on what goes back into the residual stream.",
+            "it falls on what the layer hands on.",
             partial(_Attention, drop_end=_not_dropped),
         ),
         Mistake(
@@ -528,7 +392,22 @@ MULTI_HEAD_ATTENTION = Exercise(
             "dropout does not use config.dropout: it has a probability of its own",
             "without a number, nn.Dropout and F.dropout take 0.5.",
             partial(_Attention, p=0.5),
-            (partial(_Attention, p=0.1),),
+            (
+                partial(_Attention, p=0.1),
+                partial(_Attention, drop_end=_dropped_by_half),
+                partial(_Attention, drop_weights=_dropped_by_half),
+            ),
+        ),
+        Mistake(
+            "dropout is taken as the probability to keep",
+            "a dropout of 0.1 drops one number in ten, and keeps nine.",
+            _alone(drop_weights=_kept_by_p, drop_end=_kept_by_p),
+            (partial(_Attention, drop_end=_kept_by_p), partial(_Attention, drop_weights=_kept_by_p)),
+        ),
+        Mistake(
+            "a pair comes back, not the output alone",
+            "the next layer takes one tensor.",
+            _alone(drop_end=lambda x, p, training: (F.dropout(x, p, training), None)),
         ),
     ),
     properties=(
@@ -537,14 +416,19 @@ MULTI_HEAD_ATTENTION = Exercise(
             "the texts of a batch do not touch each other",
             lambda module, x: torch.allclose(module(x[:1]), module(x)[:1], atol=1e-4),
         ),
+        Property(
+            "a long text gets the same answer after a short one as before it",
+            _after_a_short_one,
+        ),
     ),
     hints=(
         "You have written every piece: two linear layers around split, attend, merge. Write the shapes beside it.",
-        "self.qkv makes (B, T, 3 * C): cut it into three parts along the width before splitting heads. The mask is "
-        "causal_mask(T, T). Dropout falls on the weights and after proj, and only where self.training is True.",
+        "Call super().__init__() first. self.qkv makes (B, T, 3 * C): cut it into three parts along the width before "
+        "splitting heads. The mask is causal_mask(T, T). Dropout falls on the weights and after proj, and only where "
+        "self.training is True.",
         "Plan: layers qkv, C to 3 * C, and proj, C to C. Forward: qkv(x), three chunks, split each into heads; "
         "attend with the causal mask and dropout_p, which is 0 in eval mode; merge; proj; dropout.",
     ),
 )
 
-EXERCISES = (SPLIT_HEADS, MERGE_HEADS, MULTI_HEAD_ATTENTION)
+EXERCISES = (MULTI_HEAD_ATTENTION,)

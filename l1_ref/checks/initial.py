@@ -160,6 +160,14 @@ def _by_depth(model: nn.Module, config: L1Config) -> None:
                 proj.weight.mul_((config.n_layers / depth) ** 0.5)
 
 
+def _drawing_proj_biases(model: nn.Module, config: L1Config) -> None:
+    _init(model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("proj.bias"):
+                parameter.normal_(0.0, config.init_std / (2 * config.n_layers) ** 0.5)
+
+
 def _returning(model: nn.Module, config: L1Config) -> nn.Module:
     _init(model, config)
     return model
@@ -300,6 +308,11 @@ INIT_WEIGHTS = Exercise(
             (lambda model, config: _init(model, config, scale=_leave),),
         ),
         Mistake(
+            "the last norm is left as it was",
+            "it is called norm, without a number behind it; the blocks' norms are norm_1 and norm_2.",
+            lambda model, config: _init(model, config, left=lambda name: name.startswith("norm")),
+        ),
+        Mistake(
             "biases and norms are left as they were",
             "a function that initialises a model must set every parameter: biases 0, scales 1.",
             lambda model, config: _init(model, config, bias=_leave, scale=_leave),
@@ -313,6 +326,11 @@ INIT_WEIGHTS = Exercise(
                     model, config, bias=lambda p: p.normal_(0, config.init_std), shift=lambda p: p.zero_()
                 ),
             ),
+        ),
+        Mistake(
+            "the biases of proj are drawn too",
+            "only names that end in proj.weight are meant; a bias starts at 0.",
+            _drawing_proj_biases,
         ),
         Mistake(
             "the scales of the norms are drawn at random",

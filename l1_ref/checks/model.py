@@ -1,7 +1,7 @@
 """The checks of 05_model: the whole model here; count, initial values and tied weights in modules of their own."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -11,11 +11,14 @@ from l1_ref.checks import counting, initial, tying
 from l1_ref.checks.compare import Failure, Rough
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
 from l1_ref.checks.initial import SMALL, figures
+from l1_ref.checks.names import Names
 from l1_ref.checks.observe import OUTPUT, PARAMETERS, REPEATED, SHARED, Observation, filled, observe_module
 from l1_ref.config import L1Config
 from l1_ref.embeddings import InputEmbedding
 from l1_ref.transformer import L1Model, TransformerBlock, init_weights
 
+PARTS = "the parts of the model that hold parameters"
+_NAMES = ("embedding", "blocks", "norm", "head")
 _IDS = {"vocab_size": 7, "max_seq_length": 5, "n_layers": 2, "n_heads": 2, "n_embd": 8, "n_inner": 12, "dropout": 0.0}
 _DROPPING = _IDS | {"n_layers": 1, "dropout": 0.3}
 _STARTING = SMALL | {"n_embd": 24, "init_std": 0.05, "dropout": 0.0}
@@ -47,7 +50,26 @@ def _observe_model(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
     seen = observe_module(candidate, inputs, gradient, seed, ("config",))
     if PARAMETERS in seen and not any(name.startswith("blocks") for name in seen[PARAMETERS]):
         return {name: seen[name] for name in (PARAMETERS, SHARED, REPEATED) if name in seen}
-    return seen
+    return _by_part(seen, inputs["config"]) if PARAMETERS in seen else seen
+
+
+@lru_cache(maxsize=16)
+def _shapes(config: L1Config) -> list[tuple[int, ...]]:
+    return sorted(tuple(parameter.shape) for parameter in L1Model(config).parameters())
+
+
+def _by_part(seen: Observation, config: L1Config) -> Observation:
+    """Where the parameters are right but for the names of the parts, tell these alone: all else only follows."""
+    parts = _parts_of((*seen[PARAMETERS], *(name for group in seen[SHARED] for name in group)))
+    alike = sorted(seen[PARAMETERS].values()) == _shapes(config) and len(seen[SHARED]) == config.tie_weights
+    return {PARTS: parts} if alike and not parts.right else seen | {PARTS: Names(list(_NAMES), True)}
+
+
+def _parts_of(names: Iterable[str]) -> Names:
+    """Return the first words of parameters' names: the parts of the model, in the order of the course."""
+    found = {name.split(".")[0] for name in names}
+    known = [name for name in _NAMES if name in found]
+    return Names([*known, *sorted(found.difference(known))], found == set(_NAMES))
 
 
 def _observe_fresh(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
@@ -55,7 +77,8 @@ def _observe_fresh(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
     try:
         torch.default_generator.manual_seed(seed)
         module = candidate(inputs["config"])
-        return figures(module)
+        parts = _parts_of(name for name, _ in module.named_parameters(remove_duplicate=False))
+        return figures(module) if parts.right else {PARTS: parts}
     except Exception as error:
         return {OUTPUT: Failure(error)}
 
@@ -175,6 +198,21 @@ def _dropping(x: Tensor, model: nn.Module) -> Tensor:
     return nn.functional.dropout(x, model.config.dropout, model.training)
 
 
+class _Renamed(_Model):
+    """Give one part a name of its own."""
+
+    def __init__(self, config: L1Config, *, part: str = "head"):
+        super().__init__(config, read=_read_renamed)
+        self.part = part
+        self.other = getattr(self, part)
+        delattr(self, part)
+
+
+def _read_renamed(model: nn.Module, x: Tensor) -> Tensor:
+    norm, head = (model.other if model.part == name else getattr(model, name) for name in ("norm", "head"))
+    return head(norm(x))
+
+
 class _FreshBlocks(_Model):
     """Make new blocks at each call."""
 
@@ -220,6 +258,12 @@ L1_MODEL = Exercise(
         Probe("the parameters as built, with init_std 0.05", _ids(1, 2, **_STARTING), observe=_observe_fresh),
     ),
     mistakes=(
+        Mistake(
+            "the parts are not called embedding, blocks, norm and head",
+            "saved weights are found again by their names; with other names the trained ones do not fit.",
+            lambda config: _Renamed(config),
+            (lambda config: _Renamed(config, part="norm"),),
+        ),
         Mistake(
             "the last norm is missing",
             "in a pre-norm model the stream has not been normalised since it was added to; the head needs it so.",
@@ -341,6 +385,11 @@ L1_MODEL = Exercise(
             (lambda config: _Model(config, read=lambda model, x: _read(model, x[:, -1:])),),
         ),
         Mistake(
+            "the token table is used in place of the head, tied or not",
+            "an untied head has numbers of its own; call self.head, which is right in both cases.",
+            lambda config: _Model(config, read=lambda model, x: model.norm(x) @ model.embedding.token.weight.T),
+        ),
+        Mistake(
             "the hidden states are returned: the head is not used",
             "the head turns each vector of width C into V scores.",
             lambda config: _Model(config, read=lambda model, x: model.norm(x)),
@@ -366,6 +415,10 @@ L1_MODEL = Exercise(
             "config.layer_norm_eps is ignored",
             "nn.LayerNorm takes it as its second argument; 1e-5 is only the default.",
             partial(_Model, eps=lambda config: 1e-5),
+            (
+                lambda config: _Model(config, eps=lambda config: 1e-6),
+                lambda config: _Model(config, eps=lambda config: 1e-12),
+            ),
         ),
         Mistake(
             "there is dropout outside the embedding and the blocks",

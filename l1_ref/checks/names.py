@@ -1,7 +1,12 @@
 """Observe a module by the names of its parameters: where they are wrong, they alone are told."""
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
+from torch import Tensor, nn
+
+from l1_ref.checks.engine import Mistake
 from l1_ref.checks.observe import PARAMETERS, Inputs, Observation, observe_module
 
 NAMES = "the names of the parameters"
@@ -53,3 +58,45 @@ def observe_by_name(
         return {NAMES: Names(list(found), False)}
     right_names = {NAMES: Names(list(wanted), True)}
     return right_names | ({PARAMETERS: found} if found != wanted else seen)
+
+
+# A table under a wrong name, or in a wrong form.
+
+
+class _Bare(nn.Module):
+    """A module without any parameter."""
+
+    def __init__(self, *sizes: int):
+        super().__init__()
+
+    def forward(self, *inputs) -> Tensor:
+        return torch.zeros(())
+
+
+class _Table(nn.Module):
+    """A table of the given size, under a name of its own, or lying on its side."""
+
+    def __init__(self, rows: int, columns: int, *, name: str = "weight", on_its_side: bool = False):
+        super().__init__()
+        shape = (columns, rows) if on_its_side else (rows, columns)
+        self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+    def forward(self, *inputs) -> Tensor:
+        return torch.zeros(())
+
+
+NO_PARAMETER = Mistake(
+    "the table is not an nn.Parameter of the module",
+    "the optimiser asks a module for its parameters; a table that is not among them is never trained, nor saved.",
+    _Bare,
+)
+OTHER_NAME = Mistake(
+    "the parameter is not called weight",
+    "saved weights are found again by their names, and the trained model calls this one weight.",
+    partial(_Table, name="table"),
+)
+ON_ITS_SIDE = Mistake(
+    "the table lies on its side: one column for each vector, not one row",
+    "a row lies in one piece in memory, and the trained weights are stored in rows.",
+    partial(_Table, on_its_side=True),
+)

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import combinations, pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,6 +26,28 @@ def given(**inputs: Any) -> Callable[[torch.Generator], Inputs]:
 def observe_through(describe: Callable[[Any], Any], candidate: Callable, inputs: Inputs, *more: Any) -> Observation:
     """Call a function, and record what `describe` makes of its output."""
     return observe_call(lambda *given: describe(candidate(*given)), inputs, *more)
+
+
+class Inexact(str):
+    """A float where whole numbers belong: it equals no number, and is shown as it is."""
+
+    __repr__ = str.__str__
+
+
+@cache
+def _iterator(kind: str) -> Any:
+    return type(kind, (), {})()
+
+
+def plain(value: Any) -> Any:
+    """Make whole numbers of every kind alike, such as numpy's, keep floats apart, and name iterators by their kind."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return Inexact(repr(value))
+    if isinstance(value, Iterator):
+        return _iterator(type(value).__name__)  # two of them are never equal
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def _as_counter(counts: Any) -> Any:
@@ -54,6 +77,18 @@ def apart_pairs(word: Sequence) -> Iterator[tuple]:
             yield pair
 
 
+def _first_word(words: Mapping, *, nothing: Any) -> Any:
+    """Return inside the loop over the words."""
+    for word, n_occurrences in words.items():
+        return count_pairs({word: n_occurrences})
+    return nothing
+
+
+def _past_end(words: Mapping) -> Counter:
+    """Index the neighbour of every id: the last one has none."""
+    return counted(words, pairs=lambda word: [(word[i], word[i + 1]) for i in range(len(word))])
+
+
 def _across(words: Mapping, *, repeated: bool, weight: Callable = min) -> Counter:
     """Count over the words laid end to end, each as often as it occurs or once with its weight."""
     if repeated:
@@ -80,6 +115,8 @@ COUNT_PAIRS = Exercise(
             given(words=Counter(tuple(w) for w in split_text("the cat and the rat and the hat, all in all"))),
         ),
         Probe("a word of one id", given(words=Counter({(5,): 3, (256, 5): 1})), edge=True),
+        Probe("no other word than one of one id", given(words=Counter({(5,): 3}))),
+        Probe("a word of no ids", given(words=Counter({(): 2}))),
         Probe("no word", given(words=Counter()), edge=True),
     ),
     mistakes=(
@@ -118,6 +155,27 @@ COUNT_PAIRS = Exercise(
             "the first pair of each word is missed",
             "a word of n ids has n - 1 pairs; the first one begins at its first id.",
             partial(counted, pairs=lambda word: pairwise(word[1:])),
+        ),
+        Mistake(
+            "the last id of each word is counted alone",
+            "a slice word[i : i + 2] is one id short at the last place: a word of n ids has n - 1 pairs.",
+            partial(counted, pairs=lambda word: (word[i : i + 2] for i in range(len(word)))),
+        ),
+        Mistake(
+            "the code looks one id past the end of a word",
+            "the last id has no neighbour on its right: a word of n ids has n - 1 pairs.",
+            _past_end,
+        ),
+        Mistake(
+            "words of two ids are passed over",
+            "a word of two ids has one pair; only shorter words have none.",
+            partial(counted, pairs=lambda word: pairwise(word) if len(word) > 2 else ()),
+        ),
+        Mistake(
+            "only the first word is counted",
+            "return after the loop over the words, not inside it.",
+            partial(_first_word, nothing=None),
+            (partial(_first_word, nothing=Counter()),),
         ),
         Mistake(
             "the last id of a word is paired with its first",
@@ -190,8 +248,8 @@ COUNT_PAIRS = Exercise(
     hints=(
         "Take one word by hand: which pairs of neighbours does (1, 2, 3) hold, and how many (1, 1, 1)?",
         "A word that occurs five times adds five to each of its pairs, at each place where the pair stands.",
-        "Plan: begin with an empty Counter. For each word and its count, go through the neighbours (itertools.pairwise "
-        "is one way), and add the count to the pair's.",
+        "Plan: begin with an empty Counter. For each word and its count, go through the neighbours (`pairwise`, "
+        "imported above, is one way), and add the count to the pair's.",
     ),
 )
 
@@ -221,6 +279,19 @@ def merged(word, pair, new_id, *, match=tuple.__eq__, skip=2, stop=0, tail=True,
             i += 1
     merged += word[i:] if tail else ()
     return make(merged[::-1] if turned else merged)
+
+
+def _merged_with_gap(word, pair, new_id, *, gap: Any, kept: Callable = lambda i: True):
+    """Write into a copy of the word: the new id, and something in the place of the second id, to be left out later."""
+    longer = list(word)
+    for i in range(len(word) - 1):
+        if (longer[i], longer[i + 1]) == pair:
+            longer[i : i + 2] = [new_id, gap]
+    return tuple(filter(kept, longer))
+
+
+def _second_kept(word, pair, new_id):
+    return tuple(i for one in merged(word, pair, None) for i in ((new_id, pair[1]) if one is None else (one,)))
 
 
 def _merged_past_end(word, pair, new_id, *, both: bool):
@@ -272,6 +343,7 @@ MERGE_PAIR = Exercise(
     name="merge_pair",
     notebook="01_tokens",
     reference=merge_pair,
+    observe=partial(observe_through, plain),
     probes=(
         Probe("the pair at the beginning", given(word=(1, 2, 3), pair=(1, 2), new_id=9)),
         Probe("the pair at the end", given(word=(3, 4, 1, 2), pair=(1, 2), new_id=9)),
@@ -284,6 +356,7 @@ MERGE_PAIR = Exercise(
         Probe("ids that look alike when written", given(word=(11, 2, 5, 1, 2, 21), pair=(1, 2), new_id=9)),
         Probe("ids above 255", given(word=(256, 101, 300, 256, 101), pair=(256, 101), new_id=301)),
         Probe("the pair is not there", given(word=(3, 1, 4), pair=(1, 2), new_id=9)),
+        Probe("the id 0", given(word=(0, 1, 2, 0), pair=(1, 2), new_id=9)),
         Probe("the word is the pair", given(word=(1, 2), pair=(1, 2), new_id=9), edge=True),
         Probe("one id", given(word=(1,), pair=(1, 2), new_id=9), edge=True),
     ),
@@ -292,6 +365,11 @@ MERGE_PAIR = Exercise(
             "a list comes back, not a tuple",
             "words are keys of a Counter, and a list cannot be a key.",
             partial(merged, make=list),
+        ),
+        Mistake(
+            "a generator comes back, not a tuple",
+            "a comprehension in round brackets makes no tuple; words are keys of a Counter, so put tuple(...) around.",
+            partial(merged, make=lambda ids: (i for i in ids)),
         ),
         Mistake(
             "only the first occurrence is merged",
@@ -357,6 +435,18 @@ MERGE_PAIR = Exercise(
             "the second id of the pair stays behind the new one",
             "the new id stands for both; the search must go on two places further.",
             partial(merged, skip=1),
+            (_second_kept,),
+        ),
+        Mistake(
+            "a gap stays where the second id of the pair stood",
+            "a merge makes the word shorter: two ids become one.",
+            partial(_merged_with_gap, gap=None),
+            (partial(_merged_with_gap, gap=-1),),
+        ),
+        Mistake(
+            "the id 0 is lost",
+            "0 is an id like any other, byte 0, but Python takes it for False: ask for None, or leave no gap at all.",
+            partial(_merged_with_gap, gap=None, kept=bool),
         ),
         Mistake(
             "the id behind each merged pair is lost",

@@ -1,6 +1,8 @@
 """The checks of 01_tokens on text and ids: encode, and the bug hunt in decode."""
 
+import codecs
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import pairwise
@@ -9,7 +11,7 @@ import torch
 
 from l1_ref.bpe import encode, split_text, train_bpe
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Property
-from l1_ref.checks.pairs import Probe, given
+from l1_ref.checks.pairs import Probe, given, merged, observe_through, plain
 
 
 class Ranks(dict):
@@ -29,6 +31,10 @@ class Ranks(dict):
     def __repr__(self) -> str:
         singles = "byte i: 255 - i" if self.turned else "byte i: i"
         return "{" + ", ".join([singles, *(f"{token}: {self[token]}" for token in self.tokens)]) + "}"
+
+    def __missing__(self, key: object) -> None:
+        kind = {str: "a string", int: "an id", tuple: "a tuple"}.get(type(key))
+        raise KeyError(f"{key!r} is {kind}: the keys of ranks are bytes" if kind else key)
 
     def __copy__(self) -> "Ranks":
         return type(self)(*self.tokens, turned=self.turned)
@@ -51,6 +57,7 @@ def _encoded(
     look_up: Callable = lambda part, ranks: [ranks[part]],
     fresh: bool = False,
     known: Callable = lambda piece, ranks: False,
+    last: bool = True,
 ) -> list[int]:
     """Encode as the reference does; each switch is a mistake."""
     ids: list[int] = []
@@ -58,7 +65,7 @@ def _encoded(
         parts = [piece] if known(piece, ranks) else [bytes([byte]) for byte in piece]
         for _ in range(rounds):
             found = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
-            if not found:
+            if not found and (last or len(parts) > 1):
                 break
             i = choose(found)
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
@@ -80,7 +87,7 @@ def _longest(text: str, ranks: Mapping[bytes, int], *, split: Callable = split_t
     return ids
 
 
-def _one_pass(text: str, ranks: Mapping[bytes, int], *, again: bool) -> list[int]:
+def _one_pass(text: str, ranks: Mapping[bytes, int], *, again: bool, known=lambda piece, ranks: False) -> list[int]:
     """Walk through each piece from the left and join what can be joined."""
     ids: list[int] = []
     for piece in split_text(text):
@@ -89,6 +96,18 @@ def _one_pass(text: str, ranks: Mapping[bytes, int], *, again: bool) -> list[int
             parts.append(bytes([byte]))
             if len(parts) > 1 and parts[-2] + parts[-1] in ranks and (again or len(parts[-2]) == 1):
                 parts[-2:] = [parts[-2] + parts[-1]]
+        ids += [ranks[part] for part in ([piece] if known(piece, ranks) else parts)]
+    return ids
+
+
+def _most_frequent(text: str, ranks: Mapping[bytes, int], *, known: Callable = lambda piece, ranks: False) -> list[int]:
+    """In each round, join the pair that the word holds most often, of equals the first, wherever it stands."""
+    ids: list[int] = []
+    for piece in split_text(text):
+        parts = (piece,) if known(piece, ranks) else tuple(bytes([byte]) for byte in piece)
+        while counts := Counter(pair for pair in pairwise(parts) if b"".join(pair) in ranks):
+            pair = max(counts, key=counts.__getitem__)
+            parts = merged(parts, pair, b"".join(pair))
         ids += [ranks[part] for part in parts]
     return ids
 
@@ -172,12 +191,16 @@ ENCODE = Exercise(
     name="encode",
     notebook="01_tokens",
     reference=encode,
+    observe=partial(observe_through, plain),
     probes=(
         Probe("the pair on the right has the lower rank", _encoding("abc", _RIGHT_FIRST)),
         Probe("three merges, each on the left", _encoding("abcd", Ranks(b"bc", b"bcd", b"abcd", b"ab"))),
+        Probe("three merges, and a letter behind them", _encoding("abcde", Ranks(b"bc", b"bcd", b"abcd", b"ab"))),
+        Probe("three merges, and a letter before them", _encoding("xabcd", Ranks(b"bc", b"abc", b"abcd", b"cd"))),
         Probe("three merges, the last on the right", _encoding("abcd", Ranks(b"bc", b"abc", b"abcd", b"cd"))),
         Probe("five letters, two tokens", _encoding("lower", _LONG)),
         Probe("the same pair in a row", _encoding("aaaaaaa", Ranks(b"aa"))),
+        Probe("the frequent pair has the higher rank", _encoding("abcxbc", Ranks(b"ab", b"bc"))),
         Probe("a pair twice in a word", _encoding("xabyabz", Ranks(b"ab", b"yz"))),
         Probe("words, and tokens that reach over their edges", _encoding("then the  Hen ", _SPACES)),
         Probe("é, ß and an emoji", _encoding("é fée ßä 😀", _ACCENTS)),
@@ -202,18 +225,33 @@ ENCODE = Exercise(
             "merges go from left to right, whatever their rank",
             "the pair of the lowest rank was learned first, and must be joined first.",
             partial(_encoded, choose=lambda found: min(i for _, i in found)),
-            (partial(_one_pass, again=True),),
+            (
+                partial(_encoded, choose=lambda found: min(i for _, i in found), known=_whole),
+                partial(_one_pass, again=True),
+                partial(_one_pass, again=True, known=_whole),
+            ),
+        ),
+        Mistake(
+            "the most frequent pair of the word is merged first",
+            "frequency decided in the training; now the rank, the place in the order of learning, decides.",
+            _most_frequent,
+            (partial(_most_frequent, known=_whole),),
         ),
         Mistake(
             "merges go from right to left, whatever their rank",
             "the pair of the lowest rank was learned first, and must be joined first.",
             partial(_encoded, choose=lambda found: max(i for _, i in found)),
+            (partial(_encoded, choose=lambda found: max(i for _, i in found), known=_whole),),
         ),
         Mistake(
             "the highest rank is merged first",
             "a low rank was learned early, from a frequent pair: it comes first.",
             partial(_encoded, choose=lambda found: min((-rank, i) for rank, i in found)[1]),
-            (partial(_encoded, choose=lambda found: max(found)[1]),),
+            (
+                partial(_encoded, choose=lambda found: max(found)[1]),
+                partial(_encoded, choose=lambda found: min((-rank, i) for rank, i in found)[1], known=_whole),
+                partial(_encoded, choose=lambda found: max(found)[1], known=_whole),
+            ),
         ),
         Mistake(
             "of equal pairs the last one is merged first",
@@ -229,11 +267,13 @@ ENCODE = Exercise(
             "only one merge is made in each word",
             "go on until no neighbours join.",
             partial(_encoded, rounds=1),
+            (partial(_encoded, rounds=1, known=_whole),),
         ),
         Mistake(
             "only pairs of single bytes are merged",
             "merged tokens can be joined again: go on until no neighbours join.",
             partial(_one_pass, again=False),
+            (partial(_one_pass, again=False, known=_whole),),
         ),
         Mistake(
             "nothing is merged",
@@ -244,6 +284,16 @@ ENCODE = Exercise(
             "only a word that is a token itself gets one id",
             "any other word is built from tokens too: join neighbours until none join.",
             partial(_encoded, rounds=0, known=_whole),
+        ),
+        Mistake(
+            "words that are no tokens are left out",
+            "any other word is built from tokens too, at worst from single bytes: no text is lost.",
+            lambda text, ranks: [ranks[piece] for piece in split_text(text) if piece in ranks],
+        ),
+        Mistake(
+            "the code fails when a single part is left",
+            "a single part has no neighbours, and min() of nothing is an error: stop before it.",
+            partial(_encoded, last=False),
         ),
         Mistake(
             "the text is not split into words first",
@@ -345,7 +395,7 @@ ENCODE = Exercise(
         "Split as in training, and treat each piece by itself: begin with its single bytes. Which pairs of neighbours "
         "join to bytes that are in ranks?",
         "Of all pairs that join, the one of the lowest rank was learned first. Join it, and look again: the new token "
-        "may join its neighbours in turn.",
+        "may join its neighbours in turn. When does that end? And when a single part is left?",
         "Plan: for each piece a list of single bytes. In a loop find the place i whose parts[i] + parts[i + 1] has the "
         "lowest rank; none: stop; else put the joined bytes in their place. Then add the rank of each part to the ids.",
     ),
@@ -391,6 +441,26 @@ def _decoded(ids, ranks, *, look_up=_tokens_of, each=False, errors="replace", co
     return after(between.encode().join(tokens).decode(coding, errors))
 
 
+def _all_or_nothing(ids: list[int], ranks: Mapping[bytes, int], *, otherwise: Callable) -> str:
+    """Try the strict way first, and do something else with the whole where it fails."""
+    try:
+        return _decoded(ids, ranks, errors="strict")
+    except UnicodeDecodeError:
+        return otherwise(ids, ranks)
+
+
+def _held_back(ids: list[int], ranks: Mapping[bytes, int]) -> str:
+    """Collect bytes until they are text; a bad byte never becomes text, nor does what stands behind it."""
+    text, held = "", b""
+    for token in _tokens_of(ids, ranks):
+        held += token
+        try:
+            text, held = text + held.decode(), b""
+        except UnicodeDecodeError:
+            continue
+    return text
+
+
 def _whole_characters(ids: list[int], ranks: Mapping[bytes, int]) -> str:
     """Leave out a character that is not finished at the end."""
     data = b"".join(_tokens_of(ids, ranks))
@@ -412,6 +482,9 @@ DECODE = Exercise(
         Probe("byte i has the id 255 - i", given(ids=[183, 150, 256, 60, 86], ranks=Ranks(b" ca", turned=True))),
         Probe("bytes that are no text", given(ids=[72, 255, 105, 195, 105], ranks=Ranks()), edge=True),
         Probe("an unfinished character at the end", given(ids=[72, 256], ranks=Ranks(b"\xf0\x9f")), edge=True),
+        Probe("line ends of two kinds", given(ids=[97, 13, 10, 98, 10], ranks=Ranks()), edge=True),
+        Probe("a byte-order mark", given(ids=[239, 187, 191, 97], ranks=Ranks()), edge=True),
+        Probe("a character in two tokens, then a bad byte", given(ids=[195, 169, 255], ranks=Ranks()), edge=True),
         Probe("no ids", given(ids=[], ranks=Ranks()), edge=True),
     ),
     mistakes=(
@@ -435,6 +508,41 @@ DECODE = Exercise(
             "one U+FFFD stands for what is no UTF-8, as in all other tools.",
             partial(_decoded, errors="backslashreplace"),
             (partial(_decoded, errors="surrogateescape"),),
+        ),
+        Mistake(
+            "one bad byte spoils the whole text",
+            "try and except replace the text as a whole; only the bytes that are no text must become U+FFFD.",
+            partial(_all_or_nothing, otherwise=partial(_decoded, each=True)),
+            (
+                partial(_all_or_nothing, otherwise=lambda ids, ranks: "\ufffd"),
+                partial(_all_or_nothing, otherwise=lambda ids, ranks: ""),
+                partial(_all_or_nothing, otherwise=lambda ids, ranks: "\ufffd" * len(ids)),
+                partial(_all_or_nothing, otherwise=partial(_decoded, coding="latin-1")),
+            ),
+        ),
+        Mistake(
+            "all text behind a bad byte is lost",
+            "a byte that never becomes text holds back what follows it.",
+            _held_back,
+        ),
+        Mistake(
+            "another sign stands for bytes that are no text",
+            "U+FFFD is made for this; a question mark may stand in the text itself.",
+            partial(_decoded, after=lambda text: text.replace("\ufffd", "?")),
+        ),
+        Mistake(
+            "line ends are changed",
+            "a text that went through encode must come back as it was.",
+            partial(_decoded, after=lambda text: text.replace("\r\n", "\n").replace("\r", "\n")),
+            (
+                partial(_decoded, after=lambda text: "\n".join(text.splitlines())),
+                partial(_decoded, after=lambda text: text.replace("\r", "")),
+            ),
+        ),
+        Mistake(
+            "a byte-order mark at the beginning is lost",
+            "a text that went through encode must come back as it was: read it as utf-8, not as utf-8-sig.",
+            partial(_decoded, coding="utf-8-sig"),
         ),
         Mistake(
             "the bytes are read as Latin-1, one character each",
@@ -491,6 +599,11 @@ DECODE = Exercise(
             "an unfinished character at the end is left out",
             "these ids are all there is: what is no UTF-8 becomes U+FFFD.",
             _whole_characters,
+            (
+                lambda ids, ranks: codecs.getincrementaldecoder("utf-8")("replace").decode(
+                    b"".join(_tokens_of(ids, ranks))
+                ),
+            ),
         ),
     ),
     properties=(

@@ -51,17 +51,20 @@ def _frequencies(C: int, *, base: float = 1e4, exponent: str = "") -> Tensor:
         "whole steps": 2 * pair * -(-math.log(1e4) / C // 2) / math.log(1e4),
         "next": 2 * (pair + 1) / C,
         "up": -2 * pair / C,
+        "not divided": 2 * pair,
     }[exponent]
     return base**-power
 
 
 def _waves(
     max_seq_length: int, n_embd: int, *, first: int = 0, base: float = 1e4, exponent: str = "", place: str = "",
-    unit: float = 1.0, shape: str = "", dtype: torch.dtype = torch.float32, learned: bool = False
+    unit: float = 1.0, whole: bool = False, shape: str = "", dtype: torch.dtype = torch.float32,
+    learned: bool = False
 ) -> Tensor:  # fmt: skip
     """The reference with switches for what goes wrong."""
     t = torch.arange(first, first + max_seq_length, dtype=torch.float64)[:, None]
     angle = t * _frequencies(n_embd, base=base, exponent=exponent) * unit  # (T, C)
+    angle = angle.floor() if whole else angle
     sin, cos = torch.sin(angle), torch.cos(angle)
     even = torch.arange(n_embd) % 2 == 0
     table = torch.where(even, sin, cos)
@@ -159,14 +162,25 @@ SINUSOIDAL_POSITIONS = Exercise(
             {"exponent": "whole steps"},
         ),
         _named_waves(
+            "the exponent is not divided by C",
+            "from the second pair on the waves would stand still: the exponent runs from 0 to just below 1.",
+            {"exponent": "not divided"},
+        ),
+        _named_waves(
+            "the angle is rounded down to a whole number",
+            "// is the division of integers; the slow waves move by less than 1 a step, so / is needed.",
+            {"whole": True},
+        ),
+        _named_waves(
             "the first pair is left out: i begins at 1",
             "i begins at 0, where the divisor is 1: that pair turns by one radian a step.",
             {"exponent": "next"},
         ),
-        _named_waves(
+        Mistake(
             "the position is multiplied by the power of 10000 instead of divided",
             "the waves become faster and faster, up to thousands of turns a step, and neighbours look unrelated.",
-            {"exponent": "up"},
+            partial(_waves, exponent="up"),
+            tolerance=0.03,  # such large angles in float32 are off by as much
         ),
         _named_waves(
             "the base is not 10000",
@@ -271,6 +285,9 @@ def _fixed(rows: list[list[float]], i: int, k: int) -> Callable[[torch.Generator
     return lambda generator: {"weight": torch.tensor(rows), "i": i, "k": k}
 
 
+_ROUND = [[1.0, 0.0], [0.6, 0.8], [-2.0, 0.0], [-0.6, 1.6], [3.0, 0.5]]
+
+
 def _long_self(generator: torch.Generator) -> Inputs:
     return {"weight": torch.randn(8, 3, generator=generator) + torch.eye(8, 3) * 6, "i": 1, "k": 4}
 
@@ -290,6 +307,8 @@ def _near(
     if own == "shorter":
         order = _similarity(weight, i, measure).argsort(descending=not worst_first)[:k]
         order = order[order != i]
+    if back == "from the end":
+        return order.flip(0)
     return {"ids": order, "values": similarity[order], "column": order[:, None], "float": order.float()}[back]
 
 
@@ -314,6 +333,12 @@ def _similarity(weight: Tensor, i: int, measure: str) -> Tensor:
 def _normalising_in_place(weight: Tensor, i: int, k: int) -> Tensor:
     weight /= weight.norm(dim=-1, keepdim=True)
     return nearest_tokens(weight, i, k)
+
+
+def _below_by_one(weight: Tensor, i: int, k: int) -> Tensor:
+    similarity = _similarity(weight, i, "cosine")
+    similarity[i] = -1.0
+    return similarity.topk(k).indices
 
 
 def _without_row_i(weight: Tensor, i: int, k: int) -> Tensor:
@@ -350,6 +375,9 @@ NEAREST_TOKENS = Exercise(
         Probe("the token's own vector is a long one", _long_self, "k", gradient=False),
         Probe("all others, those that point away too", _vectors(6, 2, 3, 5), "k", gradient=False),
         Probe("only one", _vectors(6, 3, 4, 1), "k", gradient=False, edge=True),
+        # Where i itself gets -1, it ties with the vector that points the other way: one of the two places shows it.
+        Probe("one points exactly the other way", _fixed(_ROUND, 0, 4), "k", gradient=False, edge=True),
+        Probe("one points exactly the other way; the last token", _fixed(_ROUND[::-1], 4, 4), "k", False, edge=True),
     ),
     mistakes=(
         _found(
@@ -376,6 +404,11 @@ NEAREST_TOKENS = Exercise(
             "the answers are not sorted by similarity",
             "the best must stand first, so that the first two are the two nearest.",
             {"in_order": False},
+        ),
+        _found(
+            "the most similar stands last",
+            "the best comes first; argsort begins with the smallest, unless descending=True.",
+            {"back": "from the end"},
         ),
         _found(
             "the columns are brought to length 1, not the rows",
@@ -405,6 +438,11 @@ NEAREST_TOKENS = Exercise(
             "i gets similarity 0, which still beats what points away",
             "cosines go down to -1; only a lower number keeps i out.",
             {"own": "zero"},
+        ),
+        Mistake(
+            "i gets similarity -1, which ties with what points exactly away",
+            "cosines go down to -1; only a lower number, such as minus infinity, keeps i out for sure.",
+            _below_by_one,
         ),
         _found(
             "there is one answer too few",

@@ -12,9 +12,10 @@ import torch
 from l1_ref.bpe import split_text, train_bpe
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Property
 from l1_ref.checks.observe import Observation
-from l1_ref.checks.pairs import Probe, apart_pairs, counted, given, merged, observe_through
+from l1_ref.checks.pairs import Probe, apart_pairs, counted, given, merged, observe_through, plain
 
 _BYTES = {bytes([byte]): byte for byte in range(256)}
+_USUAL = _BYTES | {i: byte for byte, i in _BYTES.items()} | {chr(i): i for i in range(256)}
 
 
 def _documents(text: str | Sequence[str]) -> Sequence[str]:
@@ -60,6 +61,7 @@ def _trained(
     least: int = 1,
     crash: bool = False,
     stale: bool = False,
+    turned: bool = False,
     answer: Callable = _as_ranks,
 ) -> Any:
     """Train as the reference does, on words of bytes in place of ids; each switch is a mistake."""
@@ -74,9 +76,29 @@ def _trained(
         if counts[pair] < least:
             break
         merges.append(pair)
-        tokens.append(pair[0] + pair[1])
+        tokens.append(pair[turned] + pair[not turned])
         words = words if stale else {merged(word, pair, tokens[-1]): n for word, n in words.items()}
     return answer(tokens, merges)
+
+
+def _in_bytes(text: str | Sequence[str], vocab_size: int, *, compared: bool) -> dict[bytes, int]:
+    """Take the two ids of a pair for two bytes: to settle ties already, or only to name the new token."""
+
+    def tie(pair: tuple[bytes, bytes], place: int, tokens: list[bytes]) -> Any:
+        return bytes(_ids(pair, place, tokens)) if compared else _ids(pair, place, tokens)
+
+    def answer(tokens: list[bytes], pairs: list) -> dict[bytes, int]:
+        return {bytes(_ids(pair, 0, tokens)): 256 + i for i, pair in enumerate(pairs)}
+
+    return _as_ranks([*_BYTES, *_trained(text, vocab_size, tie=tie, answer=answer)], [])
+
+
+def _changed(change: Callable[[str], str]) -> Callable:
+    return partial(_trained, documents=lambda text: [change(document) for document in _documents(text)])
+
+
+def _by_lines(keep: bool) -> Callable:
+    return lambda text: [piece for line in text.splitlines(keepends=keep) for piece in split_text(line)]
 
 
 def _counted_once(text: str | Sequence[str], vocab_size: int) -> dict[bytes, int]:
@@ -126,23 +148,22 @@ def _learned(ranks: Any) -> Any:
     """Show a vocabulary by what it holds beside the single bytes in their places, in the order of the ranks."""
     if not isinstance(ranks, Mapping):
         return ranks
-    own = {token: _exact(rank) for token, rank in ranks.items()}
-    rest = {token: rank for token, rank in own.items() if rank != _BYTES.get(token)}
+    # A dict turned round, or with strings for keys, is shown without its single bytes too; 65.0 is not 65.
+    rest = {
+        token: plain(rank)
+        for token, rank in ranks.items()
+        if token not in _USUAL or isinstance(rank, float) or rank != _USUAL[token]
+    }
     return dict(sorted(rest.items(), key=lambda item: item[1] if isinstance(item[1], int) else 0))
 
 
 def _single(ranks: Mapping) -> str:
     """Say whether the single bytes have their places in a vocabulary."""
     missing = [byte for byte in _BYTES if byte not in ranks]
-    moved = [byte for byte, i in _BYTES.items() if _exact(ranks.get(byte, i)) != i]
+    moved = [byte for byte, i in _BYTES.items() if isinstance(ranks.get(byte), float) or ranks.get(byte, i) != i]
     if missing:
         return f"{len(missing)} are missing, the first is {missing[0]}"
     return f"{moved[0]} has rank {ranks[moved[0]]}" if moved else "byte i has rank i"
-
-
-def _exact(rank: Any) -> Any:
-    """Keep 256.0 apart from 256."""
-    return repr(rank) if isinstance(rank, float) else rank
 
 
 def _observe_ranks(candidate: Callable, inputs: Inputs, *more: Any) -> Observation:
@@ -174,6 +195,7 @@ TRAIN_BPE = Exercise(
         Probe("é, ß and an emoji", given(text="bé ébb 😀😀 ßé", vocab_size=266)),
         Probe("digits, signs, apostrophes, lines", given(text="it's 10:30!!\n\n  it'll be 10:35!!", vocab_size=270)),
         Probe("three documents", given(text=["ab", "cab", "cab"], vocab_size=258)),
+        Probe("a document that comes twice", given(text=["xy", "ab", "ab"], vocab_size=257)),
         Probe("documents with lines", given(text=["to\n", "  be", "or\n", "  be so"], vocab_size=259)),
         Probe("random words", _babble),
         Probe("no pair is left before the vocabulary is full", given(text="ab ab", vocab_size=300), edge=True),
@@ -186,7 +208,10 @@ TRAIN_BPE = Exercise(
             "a tie goes to the smallest pair",
             "of pairs equally frequent the greatest pair of byte strings wins, so that all get the same vocabulary.",
             partial(_trained, tie=_smallest),
-            (partial(_trained, tie=lambda pair, place, tokens: tuple(-i for i in _ids(pair, place, tokens))),),
+            (
+                partial(_trained, tie=lambda pair, place, tokens: tuple(-i for i in _ids(pair, place, tokens))),
+                partial(_trained, tie=lambda pair, place, tokens: tuple([-byte for byte in each] for each in pair)),
+            ),
         ),
         Mistake(
             "a tie goes to the pair that was met first",
@@ -209,6 +234,45 @@ TRAIN_BPE = Exercise(
             partial(_trained, tie=lambda pair, place, tokens: pair[0] + pair[1]),
         ),
         Mistake(
+            "a tie is settled by the right token first",
+            "a pair is compared left token first, and the right one only where the left ones are equal.",
+            partial(_trained, tie=lambda pair, place, tokens: pair[::-1]),
+        ),
+        Mistake(
+            "a tie is settled by the left token alone",
+            "where the left tokens are equal too, the greater right one must win, not the pair that was met first.",
+            partial(_trained, tie=lambda pair, place, tokens: (pair[0], -place)),
+        ),
+        Mistake(
+            "a tie goes to the longest token",
+            '"lexicographically greatest" is no matter of length: the first byte that differs decides.',
+            partial(_trained, tie=lambda pair, place, tokens: (len(b"".join(pair)), pair)),
+            (partial(_trained, tie=lambda pair, place, tokens: (len(b"".join(pair)), -place)),),
+        ),
+        Mistake(
+            "a tie is settled by text, not by bytes",
+            "a token may hold half a character, which no text shows: compare the byte strings as they are.",
+            partial(_trained, tie=lambda pair, place, tokens: tuple(map(str, pair))),
+            (partial(_trained, tie=lambda pair, place, tokens: [each.decode("utf-8", "replace") for each in pair]),),
+        ),
+        Mistake(
+            "ids are put into bytes",
+            "a byte holds no more than 255: keep a list of the tokens' bytes, and look up both ids of a pair there.",
+            partial(_in_bytes, compared=True),
+            (partial(_in_bytes, compared=False),),
+        ),
+        Mistake(
+            "the bytes of the new token stand in reverse",
+            "the left token's bytes come first, as in the text.",
+            partial(_trained, turned=True),
+        ),
+        Mistake(
+            "the text is changed first",
+            "capitals and white space are text too: every byte of it counts.",
+            _changed(str.lower),
+            (_changed(str.strip), _changed(lambda text: text.lower().strip())),
+        ),
+        Mistake(
             "the text is not split into words first",
             'without the split, tokens such as "e t" join pieces of two words.',
             partial(_trained, split=lambda text: [text.encode()]),
@@ -229,6 +293,9 @@ TRAIN_BPE = Exercise(
             partial(_trained, split=_by_pattern(r"\S+|\s+")),
             (
                 partial(_trained, split=_by_pattern(r"\s*\S+|\s+")),
+                partial(_trained, split=_by_pattern(r"\s?\S+")),
+                partial(_trained, split=_by_lines(keep=True)),
+                partial(_trained, split=_by_lines(keep=False)),
                 partial(_trained, split=_by_pattern(r" ?\S+|\s+")),
                 partial(_trained, split=_by_pattern(r"\S+\s*|\s+")),
                 partial(_trained, split=_by_pattern(r" ?\w+| ?[^\w\s]+|\s+")),
@@ -261,6 +328,11 @@ TRAIN_BPE = Exercise(
             "one merge too many",
             "the vocabulary, with the 256 bytes, must not grow beyond vocab_size.",
             partial(_trained, extra=1),
+        ),
+        Mistake(
+            "a merge is made where there is room for none",
+            "vocab_size may be 256: look at the size before the merge, not after it.",
+            lambda text, vocab_size: _trained(text, max(vocab_size, 257)),
         ),
         Mistake(
             "one merge too few",
@@ -324,6 +396,11 @@ TRAIN_BPE = Exercise(
             partial(_trained, pairs_of=apart_pairs),
         ),
         Mistake(
+            "a pair counts once a word, however often it stands in it",
+            "every place counts; a set forgets how often it met a pair.",
+            partial(_trained, pairs_of=lambda word: dict.fromkeys(pairwise(word))),
+        ),
+        Mistake(
             "the code fails when no pair is left",
             "a short text has few pairs; training stops early then, with a smaller vocabulary.",
             partial(_trained, crash=True),
@@ -363,6 +440,16 @@ TRAIN_BPE = Exercise(
             "a list holds several texts, and all of them count.",
             partial(_trained, documents=lambda text: _documents(text)[:1]),
             (partial(_trained, documents=lambda text: _documents(text)[-1:]),),
+        ),
+        Mistake(
+            "a document that comes again is left out",
+            "what is written twice counts twice.",
+            partial(_trained, documents=lambda text: list(dict.fromkeys(_documents(text)))),
+        ),
+        Mistake(
+            "<|endoftext|> is in the vocabulary",
+            "it is not learned: a tokenizer adds it later, behind all others.",
+            partial(_trained, answer=lambda tokens, pairs: _as_ranks([*tokens, b"<|endoftext|>"], [])),
         ),
         Mistake(
             "a single text is taken for a list of documents",

@@ -1,4 +1,4 @@
-"""The checks of 03_attention, first part: the mask, and the weights under it."""
+"""The checks of 03_attention, second part: the weights under the mask."""
 
 import math
 from collections.abc import Callable
@@ -10,155 +10,6 @@ from torch import Tensor
 
 from l1_ref import attention as ref
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-
-# The mask.
-
-
-def _mask(
-    T: int,
-    S: int,
-    *,
-    shift: Callable[[int, int], int] = lambda T, S: S - T,
-    triangle: Callable[[Tensor, int], Tensor] = torch.tril,
-    size: Callable[[int, int], tuple[int, int]] = lambda T, S: (T, S),
-    turn: Callable[[Tensor], Tensor] = lambda mask: mask,
-    finish: Callable[[Tensor], Tensor] = lambda mask: mask,
-) -> Tensor:
-    """Make the mask; each keyword is one place where it can go wrong."""
-    mask = torch.ones(size(T, S), dtype=torch.bool)
-    return finish(turn(triangle(mask, shift(T, S))))
-
-
-def _additive(mask: Tensor, low: float = -math.inf) -> Tensor:
-    return torch.zeros(mask.shape).masked_fill(~mask, low)
-
-
-def _only_new_keys(T: int, S: int) -> Tensor:
-    return torch.cat([torch.zeros(T, S - T, dtype=torch.bool), torch.ones(T, T, dtype=torch.bool).tril()], dim=1)
-
-
-def _sizes(T: int, S: int):
-    return lambda generator: {"T": T, "S": S}
-
-
-CAUSAL_MASK = Exercise(
-    name="causal_mask",
-    notebook="03_attention",
-    reference=ref.causal_mask,
-    probes=(
-        Probe("three tokens, none before them", _sizes(3, 3), "T S", gradient=False, picture=True),
-        Probe("two new tokens behind three earlier ones", _sizes(2, 5), "T S", gradient=False, picture=True),
-        Probe("one new token behind three earlier ones", _sizes(1, 4), "T S", gradient=False, picture=True),
-        Probe("four new tokens behind one earlier one", _sizes(4, 5), "T S", gradient=False, picture=True),
-        Probe("one token alone", _sizes(1, 1), "T S", gradient=False),
-        Probe("many tokens", _sizes(20, 33), "T S", gradient=False),
-    ),
-    mistakes=(
-        Mistake(
-            "the future is allowed instead of the past: it is the upper triangle",
-            "a token that sees what comes next has nothing left to predict.",
-            partial(_mask, triangle=torch.triu),
-            (lambda T, S: torch.ones(T, S, dtype=torch.bool).triu(),),
-        ),
-        Mistake(
-            "True and False have changed places: True marks what is forbidden",
-            "here True means that a query may attend; some libraries mark the forbidden places instead.",
-            partial(_mask, turn=torch.logical_not),
-        ),
-        Mistake(
-            "the mask is one off: a position may not attend to itself",
-            "the first token would have nothing to attend to, and every other would miss its own meaning.",
-            partial(_mask, shift=lambda T, S: S - T - 1),
-        ),
-        Mistake(
-            "the mask is one off: each position also sees the next one",
-            "the next token is just what the model must predict: the loss falls, and nothing is learnt.",
-            partial(_mask, shift=lambda T, S: S - T + 1),
-        ),
-        Mistake(
-            "the queries are taken for the first T of the S positions, not the last",
-            "new tokens stand behind all earlier ones, and must see them.",
-            partial(_mask, shift=lambda T, S: 0),
-        ),
-        Mistake(
-            "the triangle is shifted the wrong way: by T - S, not by S - T",
-            "new tokens stand behind all earlier ones, so their triangle begins further to the right.",
-            partial(_mask, shift=lambda T, S: T - S),
-        ),
-        Mistake(
-            "the earlier S - T keys are hidden",
-            "they are the past: every new token may attend to all of them.",
-            _only_new_keys,
-        ),
-        Mistake(
-            "the mask holds floats, 1.0 and 0.0, not True and False",
-            "torch adds a float mask to the scores instead of hiding anything, and ~mask fails.",
-            partial(_mask, finish=lambda mask: mask.float()),
-        ),
-        Mistake(
-            "the mask holds integers, 1 and 0, not True and False",
-            "of integers, ~mask gives -2 and -1, and as an index they pick positions 0 and 1.",
-            partial(_mask, finish=lambda mask: mask.long()),
-            tuple(partial(_mask, finish=lambda mask, dtype=d: mask.to(dtype)) for d in (torch.int32, torch.uint8)),
-        ),
-        Mistake(
-            "it is an additive mask: 0 and a very low number instead of True and False",
-            "that is what gets added to scores; this function only says yes or no.",
-            partial(_mask, finish=_additive),
-            (
-                lambda T, S: _additive(_mask(T, S), -1e9),
-                lambda T, S: _additive(_mask(T, S), torch.finfo(torch.float32).min),
-            ),
-        ),
-        Mistake(
-            "axes of length 1 stand in front: the shape must be (T, S)",
-            "two axes broadcast over batch and heads by themselves.",
-            partial(_mask, finish=lambda mask: mask[None, None]),
-            (lambda T, S: _mask(T, S)[None],),
-        ),
-        Mistake(
-            "rows and columns have changed places: the shape is (S, T)",
-            "row i belongs to query i, and column j to key j.",
-            partial(_mask, turn=lambda mask: mask.T),
-        ),
-        Mistake(
-            "there is a row for every key: the shape is (S, S)",
-            "only the T new tokens ask; the earlier ones have had their turn.",
-            partial(_mask, size=lambda T, S: (S, S), shift=lambda T, S: 0),
-        ),
-        Mistake(
-            "there is a column for new tokens only: the shape is (T, T)",
-            "the new tokens attend to all S positions.",
-            partial(_mask, size=lambda T, S: (T, T), shift=lambda T, S: 0),
-        ),
-        Mistake(
-            "everything is allowed",
-            "each token would see the one that it must predict.",
-            partial(_mask, triangle=lambda mask, shift: mask),
-        ),
-        Mistake(
-            "each position sees only itself",
-            "attention is there to gather from the past as well.",
-            partial(_mask, triangle=lambda mask, shift: mask.tril(shift).triu(shift)),
-            (lambda T, S: torch.eye(T, S).bool(),),
-        ),
-    ),
-    properties=(
-        Property("the last query may attend to every key", lambda f, T, S: bool(f(T, S)[-1].all())),
-        Property("every query may attend to the first key", lambda f, T, S: bool(f(T, S)[:, 0].all())),
-        Property(
-            "each query may attend to one key more than the query before it",
-            lambda f, T, S: f(T, S).sum(1).tolist() == list(range(S - T + 1, S + 1)),
-        ),
-    ),
-    hints=(
-        "Draw T=3, S=3 on paper: which of the nine places is a token allowed to look at? Itself is one of them.",
-        "The T queries are the last of the S positions: query i stands at position S - T + i, and may attend to every "
-        "key up to there. torch.tril cuts a matrix along a diagonal that you choose.",
-        "Plan: a (T, S) matrix of True; keep what lies on or below the diagonal number S - T; the dtype stays bool.",
-    ),
-)
-
 
 # Attention weights. A wrong version is one of these functions with one keyword changed.
 
@@ -210,8 +61,35 @@ def _empty_rows_cleared(weights: Tensor, mask: Tensor) -> Tensor:
     return weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
+def _not_hidden(scores: Tensor, mask: Tensor, low: float) -> Tensor:
+    return scores
+
+
+def _added_where_hidden(scores: Tensor, mask: Tensor, low: float) -> Tensor:
+    return scores + torch.zeros(mask.shape, dtype=scores.dtype).masked_fill(~mask, low)
+
+
+def _with_minus(scores: Tensor, mask: Tensor, low: float) -> Tensor:
+    return scores + mask * low
+
+
+def _shared_again(weights: Tensor, mask: Tensor, more: float = 0.0) -> Tensor:
+    left = weights * mask
+    return left / (left.sum(-1, keepdim=True) + more)
+
+
+def _all_where_none(mask: Tensor | None, scores: Tensor) -> Tensor:
+    return torch.ones(scores.shape, dtype=torch.bool) if mask is None else mask
+
+
+def _less_the_largest_of_all(scores: Tensor, more: float = 0.0) -> Tensor:
+    weights = (scores - scores.max()).exp()
+    return weights / (weights.sum(-1, keepdim=True) + more)
+
+
 LOWEST = torch.finfo(torch.float32).min
-_SCALE_WHY = "the entries of q and k are as spread as one head is wide; only the root of D makes up for that."
+_TINY = 1e-9
+_SCALE_WHY = "the spread of the scores grows with the width of the head, not with the number of "
 _DIM_WHY = "each query shares out exactly 1 among its keys, and the keys are the last axis."
 
 # The mistakes in the weights, by a short name: the exercises after this one share them.
@@ -238,13 +116,13 @@ IN_WEIGHTS = {
     ),
     "by_keys": Mistake(
         "the scores are divided by the root of the number of tokens, not of the head's width",
-        _SCALE_WHY,
+        _SCALE_WHY + "tokens.",
         partial(weigh, scale=lambda q, k: k.shape[-2] ** -0.5),
         (partial(weigh, scale=lambda q, k: q.shape[-2] ** -0.5),),
     ),
     "by_heads": Mistake(
         "the scores are divided by the root of the number of heads, not of the head's width",
-        _SCALE_WHY,
+        _SCALE_WHY + "heads.",
         partial(weigh, scale=lambda q, k: q.shape[1] ** -0.5),
     ),
     "scaled_late": Mistake(
@@ -276,7 +154,10 @@ IN_WEIGHTS = {
         "the mask is turned round: the allowed keys are hidden",
         "True means that a query may attend: what has to be filled with -inf is ~mask.",
         partial(weigh, allow=lambda mask, scores: None if mask is None else ~mask),
-        (partial(weigh, allow=lambda mask, scores: None if mask is None else ~mask, clear=kept),),
+        (
+            partial(weigh, allow=lambda mask, scores: None if mask is None else ~mask, clear=kept),
+            partial(weigh, hide=_with_minus, low=-1e9, clear=kept),
+        ),
     ),
     "ignored": Mistake(
         "the mask is ignored",
@@ -289,20 +170,37 @@ IN_WEIGHTS = {
         partial(weigh, allow=_own_causal),
         (
             partial(weigh, allow=lambda mask, scores: None if mask is None else _own_causal(mask, scores)),
+            partial(weigh, allow=lambda mask, scores: ref.causal_mask(*scores.shape[-2:])),
             partial(weigh, allow=_own_causal_of_first),
+            partial(weigh, allow=lambda mask, scores: None if mask is None else _own_causal_of_first(mask, scores)),
         ),
     ),
     "masked_late": Mistake(
         "the mask is applied after the softmax",
         "forbidden keys still count in the sum below the line: the rest is too small, and shows what was hidden.",
-        partial(weigh, hide=lambda scores, mask, low: scores),
+        partial(weigh, hide=_not_hidden),
+    ),
+    "shared_again": Mistake(
+        "the mask is applied after the softmax, and the rows are divided by their sum",
+        "on paper that is the same, but a hidden key with a large score has already rounded the others to 0.",
+        partial(weigh, hide=_not_hidden, clear=partial(_shared_again, more=_TINY)),
+        (
+            partial(weigh, hide=_not_hidden, clear=_shared_again),
+            partial(
+                weigh,
+                norm=lambda scores: (scores - scores.amax(-1, keepdim=True)).exp(),
+                allow=_all_where_none,
+                hide=_not_hidden,
+                clear=partial(_shared_again, more=_TINY),
+            ),
+        ),
     ),
     "masked_late_inf": Mistake(
         "the mask is applied after the softmax, with -inf",
         "-inf becomes 0 only by going through exp; as a weight it destroys the sum.",
         partial(
             weigh,
-            hide=lambda scores, mask, low: scores,
+            hide=_not_hidden,
             clear=lambda weights, mask: weights.masked_fill(~mask, -math.inf),
         ),
     ),
@@ -310,7 +208,10 @@ IN_WEIGHTS = {
         "forbidden scores become 0, or a number near 0, not -inf",
         "softmax gives a score of 0 as much weight as any other; only exp(-inf) is 0.",
         partial(weigh, hide=lambda scores, mask, low: scores * mask, clear=kept),
-        (partial(weigh, low=-1.0, clear=kept),),
+        (
+            partial(weigh, low=-1.0, clear=kept),
+            partial(weigh, low=0.0),
+        ),
     ),
     "high": Mistake(
         "forbidden scores become a very high number: the minus is missing",
@@ -335,23 +236,33 @@ IN_WEIGHTS = {
         (
             partial(weigh, low=-1e4, clear=kept),
             partial(weigh, low=-1e4, clear=_empty_rows_cleared),
+            partial(weigh, low=-1e4, hide=_added_where_hidden),
+            partial(weigh, low=-1e4, hide=_added_where_hidden, clear=kept),
         ),
     ),
     "nan_rows": Mistake(
         "a query that may attend to nothing gets NaN, not zeros",
-        "softmax over nothing but -inf divides 0 by 0, and one NaN spreads through the whole model.",
+        "softmax of nothing but -inf, or a division by a sum of 0, is NaN, and one NaN spreads through the "
+        "whole model.",
         partial(weigh, clear=kept),
+    ),
+    "nan_gradient": Mistake(
+        "a query that may attend to nothing gets zeros, but its gradient is NaN",
+        "-inf was added, and the NaN of the softmax, covered up afterwards, comes back in the gradient: masked_fill, "
+        "torch.where or a finite number leave none.",
+        partial(weigh, hide=_added_where_hidden),
     ),
     "even_rows": Mistake(
         "a query that may attend to nothing attends to everything alike, and should get zeros",
         "where all scores are the same low number, softmax makes equal weights of them.",
         partial(weigh, low=LOWEST, clear=kept),
+        (partial(weigh, low=-1e9, hide=_added_where_hidden, clear=kept),),
     ),
     "no_softmax": Mistake(
         "the scores are returned as they are, without a softmax",
         "weights must be positive and sum to 1; scores are neither.",
         partial(weigh, norm=lambda scores: scores),
-        (partial(weigh, norm=lambda scores: scores, clear=kept),),
+        tuple(partial(weigh, norm=lambda scores: scores, low=low, clear=kept) for low in (-math.inf, -1e9, LOWEST)),
     ),
     "not_divided": Mistake(
         "the exponentials are not divided by their sum",
@@ -363,7 +274,23 @@ IN_WEIGHTS = {
         "exp overflows: the largest score is not subtracted before it",
         "exp of 89 is infinite in float32, and infinity divided by infinity is NaN; your softmax knows how.",
         partial(weigh, norm=_naive),
-        (partial(weigh, norm=_naive, clear=_empty_rows_cleared),),
+        (
+            partial(weigh, norm=_naive, clear=_empty_rows_cleared),
+            partial(weigh, norm=torch.exp, allow=_all_where_none, hide=_not_hidden, clear=_shared_again),
+            partial(
+                weigh,
+                norm=torch.exp,
+                allow=_all_where_none,
+                hide=_not_hidden,
+                clear=partial(_shared_again, more=_TINY),
+            ),
+        ),
+    ),
+    "largest_of_all": Mistake(
+        "the largest score of all is subtracted, not that of each query",
+        "a query whose scores lie far below that gets exp(-large) = 0 everywhere: each row needs its own.",
+        partial(weigh, norm=_less_the_largest_of_all),
+        (partial(weigh, norm=partial(_less_the_largest_of_all, more=_TINY)),),
     ),
     "swapped": Mistake(
         "q and k have changed places: the scores are those of each key, not of each query",
@@ -461,18 +388,28 @@ def _blocked(values: bool) -> _Build:
     return tensors(1, 1, 3, 3, 2, lambda generator: mask, values)
 
 
-def far_from_zero(values: bool) -> _Build:
-    """Build inputs whose scores are near -20000 for the first query and near 200 for the second."""
+def _three_tokens(q: list[list[float]], k: list[list[float]], values: bool) -> _Build:
+    """Return the builder of a probe with a causal mask: one text, one head of width 4."""
 
     def build(generator: torch.Generator) -> Inputs:
-        q = torch.tensor([[-2.0, 0, 0, 0], [0, 2, 0, 0]])
-        k = torch.tensor([[20000.0, 200, 0, 0], [20001, 199, 0, 0], [20002, 198, 0, 0]])
-        inputs = {"q": q[None, None], "k": k[None, None]}
+        inputs = {"q": torch.tensor(q)[None, None], "k": torch.tensor(k)[None, None]}
         if values:
             inputs["v"] = torch.randn(1, 1, 3, 4, generator=generator)
-        return inputs | {"mask": ref.causal_mask(2, 3)}
+        return inputs | {"mask": ref.causal_mask(3, 3)}
 
     return build
+
+
+def far_from_zero(values: bool) -> _Build:
+    """Build inputs whose scores are near 200 for the second query and near -20000 for the others."""
+    q = [[-2.0, 0, 0, 0], [0, 2, 0, 0], [-2, 0, 0, 0]]
+    return _three_tokens(q, [[20000.0, 200, 0, 0], [20001, 199, 0, 0], [20002, 198, 0, 0]], values)
+
+
+def hidden_far_above(values: bool) -> _Build:
+    """Build inputs whose allowed scores are near 1, and hidden ones near 500 and 30000."""
+    q = [[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]]
+    return _three_tokens(q, [[1.0, 2, 0, 0], [2, 1, 1, 0], [500, 30000, -1, 0]], values)
 
 
 def attention_probes(values: bool) -> tuple[Probe, ...]:
@@ -488,18 +425,18 @@ def attention_probes(values: bool) -> tuple[Probe, ...]:
         probe("a batch of several heads", 2, 3, 4, 5, 6, mask=lambda generator: None),
         probe("all axes alike", 3, 3, 3, 3, 3),
         probe("the last two of five tokens, a mask (1, 1, T, S)", 2, 3, 2, 5, 4, mask=_causal(2, 5, 1, 1)),
-        probe("a mask (B, 1, T, S)", 2, 3, 4, 5, 6, mask=_random(2, 1, 4, 5)),
+        probe("a mask (B, 1, 1, S) that hides padding", 2, 3, 4, 5, 6, mask=_random(2, 1, 1, 5)),
         probe("a mask (B, H, T, S), float64", 2, 3, 4, 3, 2, mask=_random(2, 3, 4, 3), dtype=torch.float64),
         Probe(
             "the second query may attend to nothing",
             _blocked(values),
             axes,
-            gradient=False,
             edge=True,
             picture=not values,
         ),
         # Right answers lose digits of scores as large as these.
         Probe("scores far from zero", far_from_zero(values), axes, gradient=False, edge=True, tolerance=5e-3),
+        Probe("a hidden key outscores the others by far", hidden_far_above(values), axes, gradient=False, edge=True),
     )
 
 
@@ -511,7 +448,7 @@ def forbidden(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 def _rows_sum_to_one(f, q: Tensor, k: Tensor, mask: Tensor | None = None) -> bool:
     expected = (~forbidden(q, k, mask).all(-1)).to(q.dtype)
-    return torch.allclose(f(q, k, mask).sum(-1), expected, rtol=0, atol=1e-4)
+    return torch.allclose(f(q, k, mask).sum(-1), expected, rtol=0, atol=5e-3)
 
 
 def _forbidden_is_zero(f, q: Tensor, k: Tensor, mask: Tensor | None = None) -> bool:
@@ -538,7 +475,7 @@ ATTENTION_WEIGHTS = Exercise(
         Property("a key that the mask forbids gets the weight 0", _forbidden_is_zero),
         Property(
             "every weight lies between 0 and 1",
-            lambda f, q, k, mask=None: bool(((w := f(q, k, mask)) >= 0).all() and (w <= 1 + 1e-6).all()),
+            lambda f, q, k, mask=None: bool(((w := f(q, k, mask)) >= 0).all() and (w <= 1 + 5e-3).all()),
         ),
         Property(
             "the texts of a batch do not touch each other",
@@ -551,8 +488,8 @@ ATTENTION_WEIGHTS = Exercise(
         "(B, H, T, D) @ (B, H, D, S) gives (B, H, T, S). Scale by the root of one head's width. Hiding must happen "
         "before the softmax, so that a hidden key gets exp(-inf) = 0. And a query that may attend to nothing?",
         "Plan: q @ k with its last two axes transposed; divide by the root of q's last size; where the mask is False, "
-        "put the lowest number of the dtype; softmax over the last axis; put 0 where the mask is False.",
+        "put torch.finfo(scores.dtype).min, or -inf; softmax over the last axis; put 0 where the mask is False.",
     ),
 )
 
-EXERCISES = (CAUSAL_MASK, ATTENTION_WEIGHTS)
+EXERCISES = (ATTENTION_WEIGHTS,)

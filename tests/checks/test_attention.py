@@ -373,6 +373,80 @@ def in_place_query(q, k, mask=None):
     return shared_out(products(q, k), mask)
 
 
+def weights_by_logarithm_of_mask(q, k, mask=None):
+    fourth_root = q.shape[-1] ** 0.25
+    scores = (q / fourth_root) @ (k / fourth_root).transpose(-1, -2)
+    weights = (scores if mask is None else scores + mask.to(q.dtype).log()).softmax(-1)
+    return weights if mask is None else torch.where(mask.any(-1, keepdim=True), weights, torch.zeros_like(weights))
+
+
+def weights_renormalised(q, k, mask=None):
+    weights = scaled(q, k).softmax(-1)
+    if mask is None:
+        return weights
+    kept = weights * mask
+    return kept / kept.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def weights_renormalised_with_nan(q, k, mask=None):
+    weights = scaled(q, k).softmax(-1)
+    if mask is not None:
+        weights = weights * mask
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def exponentials_masked(q, k, mask=None):
+    scores = scaled(q, k)
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+    if mask is not None:
+        weights = weights * mask
+    return weights / (weights.sum(-1, keepdim=True) + 1e-9)
+
+
+def naive_with_a_tiny_sum(q, k, mask=None):
+    weights = torch.exp(scaled(q, k))
+    if mask is not None:
+        weights = weights * mask
+    return weights / (weights.sum(-1, keepdim=True) + 1e-9)
+
+
+def largest_of_all(q, k, mask=None):
+    scores = scaled(q, k)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = torch.exp(scores - scores.max())
+    if mask is not None:
+        weights = weights * mask
+    return weights / (weights.sum(-1, keepdim=True) + 1e-9)
+
+
+def minus_where_allowed(q, k, mask=None):
+    scores = scaled(q, k)
+    return (scores if mask is None else scores + mask * -1e9).softmax(-1)
+
+
+def ten_thousand_added(q, k, mask=None):
+    scores = scaled(q, k)
+    if mask is None:
+        return scores.softmax(-1)
+    return (scores + (1.0 - mask.to(scores.dtype)) * -10000.0).softmax(-1) * mask
+
+
+def zero_then_cleared(q, k, mask=None):
+    scores = scaled(q, k)
+    return scores.softmax(-1) if mask is None else (scores * mask).softmax(-1) * mask
+
+
+def even_by_adding(q, k, mask=None):
+    scores = scaled(q, k)
+    return (scores if mask is None else scores + (~mask) * -1e9).softmax(-1)
+
+
+def scores_with_billions(q, k, mask=None):
+    scores = scaled(q, k)
+    return scores if mask is None else scores.masked_fill(mask == 0, -1e9)
+
+
 WEIGHTS_WRONG = {
     unscaled: "not divided by sqrt(D)",
     unscaled_with_nan: "not divided by sqrt(D)",
@@ -414,6 +488,17 @@ WEIGHTS_WRONG = {
     heads_transposed: "k is not transposed",
     without_gradient: "no gradient gets through",
     in_place_query: "an input is changed in place",
+    weights_by_logarithm_of_mask: "its gradient is NaN",
+    weights_renormalised: "divided by their sum",
+    weights_renormalised_with_nan: "divided by their sum",
+    exponentials_masked: "divided by their sum",
+    naive_with_a_tiny_sum: "exp overflows",
+    largest_of_all: "the largest score of all",
+    minus_where_allowed: "the mask is turned round",
+    ten_thousand_added: "not low enough",
+    zero_then_cleared: "become 0, or a number near 0",
+    even_by_adding: "attends to everything alike",
+    scores_with_billions: "without a softmax",
 }
 
 
@@ -456,19 +541,36 @@ def weights_by_fused_call(q, k, mask=None):
     return F.scaled_dot_product_attention(q, k, identity, attn_mask=mask)
 
 
-def weights_by_logarithm_of_mask(q, k, mask=None):
-    fourth_root = q.shape[-1] ** 0.25
-    scores = (q / fourth_root) @ (k / fourth_root).transpose(-1, -2)
-    weights = (scores if mask is None else scores + mask.to(q.dtype).log()).softmax(-1)
-    return weights if mask is None else torch.where(mask.any(-1, keepdim=True), weights, torch.zeros_like(weights))
-
-
-def weights_renormalised(q, k, mask=None):
-    weights = scaled(q, k).softmax(-1)
+def weights_with_nan_replaced(q, k, mask=None):
+    scores = scaled(q, k)
     if mask is None:
-        return weights
-    kept = weights * mask
-    return kept / kept.sum(-1, keepdim=True).clamp(min=1e-12)
+        return scores.softmax(-1)
+    weights = scores.masked_fill(mask == 0, float("-inf")).softmax(-1)
+    return torch.where(weights.isnan(), 0.0, weights)
+
+
+def weights_of_empty_rows_apart(q, k, mask=None):
+    scores = scaled(q, k)
+    if mask is None:
+        return scores.softmax(-1)
+    empty = ~mask.any(-1, keepdim=True)
+    return scores.masked_fill(~(mask | empty), -math.inf).softmax(-1).masked_fill(empty, 0)
+
+
+def weights_by_log_sum_exp(q, k, mask=None):
+    scores = scaled(q, k)
+    if mask is None:
+        return (scores - scores.logsumexp(-1, keepdim=True)).exp()
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return (scores - scores.logsumexp(-1, keepdim=True)).exp() * mask
+
+
+def weights_with_a_tiny_sum(q, k, mask=None):
+    scores = scaled(q, k)
+    seen = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    scores = scores.masked_fill(~seen, -1e9)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp() * seen
+    return weights / (weights.sum(-1, keepdim=True) + 1e-12)
 
 
 # Attention as a whole.
@@ -572,11 +674,27 @@ def fused_and_causal(q, k, v, mask=None, dropout_p=0.0):
     return F.scaled_dot_product_attention(q, k, v, lower_right, dropout_p)
 
 
+def fused_causal_where_masked(q, k, v, mask=None, dropout_p=0.0):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=mask is not None, dropout_p=dropout_p)
+
+
+def dropout_probability_turned(q, k, v, mask=None, dropout_p=0.0):
+    return F.dropout(right_weights(q, k, mask), 1 - dropout_p) @ v
+
+
+def dropout_scaled_down(q, k, v, mask=None, dropout_p=0.0):
+    weights = right_weights(q, k, mask)
+    return (weights * (torch.rand_like(weights) >= dropout_p) * (1 - dropout_p)) @ v
+
+
 ATTENTION_WRONG = {
     **{attending(f): words for f, words in WEIGHTS_WRONG.items() if f is not in_place_query},
     changing_query: "an input is changed in place",
     fused_and_causal: "a causal mask is always used",
     fused_causal_of_first: "a causal mask is always used",
+    fused_causal_where_masked: "a causal mask is always used",
+    dropout_probability_turned: "the probability to keep",
+    dropout_scaled_down: "not divided by 1 - dropout_p",
     dropout_forgotten: "dropout is missing",
     dropout_never_training: "dropout is missing",
     dropout_on_output: "falls on the output",
@@ -671,6 +789,11 @@ def hunt_changing_query(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
 
 
+def mended_by_renormalising(q, k, v):
+    weights = scaled(q, k).softmax(-1).tril()
+    return (weights / weights.sum(-1, keepdim=True)) @ v
+
+
 HUNT_WRONG = {
     the_notebooks_own: "the mask is applied after the softmax",
     hunting(masked_afterwards): "the mask is applied after the softmax",
@@ -703,6 +826,12 @@ HUNT_WRONG = {
     hunting(naive_softmax): "exp overflows",
     hunting(without_gradient): "no gradient gets through",
     hunt_changing_query: "an input is changed in place",
+    mended_by_renormalising: "divided by their sum",
+    hunting(exponentials_masked): "divided by their sum",
+    hunting(largest_of_all): "the largest score of all",
+    hunting(minus_where_allowed): "the future only",
+    hunting(ten_thousand_added): "not low enough",
+    hunting(zero_then_cleared): "become 0, or a number near 0",
 }
 
 
@@ -712,9 +841,9 @@ def mended_by_order(q, k, v):
     return scores.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), -math.inf).softmax(dim=-1) @ v
 
 
-def mended_by_renormalising(q, k, v):
-    weights = scaled(q, k).softmax(-1).tril()
-    return (weights / weights.sum(-1, keepdim=True)) @ v
+def mended_by_adding_infinity(q, k, v):
+    T = q.shape[-2]
+    return (scaled(q, k) + torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)).softmax(-1) @ v
 
 
 def causal_fused(q, k, v):
@@ -784,8 +913,8 @@ def split_tuple(x, n_heads):
 
 
 SPLIT_WRONG = {
-    split_viewed: "viewed as (B, H, T, D) at once",
-    split_after_transpose: "viewed as (B, H, T, D) at once",
+    split_viewed: "viewed or reshaped as (B, H, T, D) at once",
+    split_after_transpose: "viewed or reshaped as (B, H, T, D) at once",
     split_interleaved: "interleaved",
     split_with_width: "taken as the width",
     split_untransposed: "behind the tokens: (B, T, H, D)",
@@ -877,8 +1006,8 @@ def merge_sum(x):
 
 
 MERGE_WRONG = {
-    merge_viewed: "viewed as (B, T, C) at once",
-    merge_wrong_transpose: "viewed as (B, T, C) at once",
+    merge_viewed: "viewed or reshaped as (B, T, C) at once",
+    merge_wrong_transpose: "viewed or reshaped as (B, T, C) at once",
     merge_view_after_transpose: "view cannot follow a transpose",
     merge_interleaved: "interleaved",
     merge_unmerged: "not merged: the result is (B, T, H, D)",
@@ -990,6 +1119,15 @@ class Always(nn.Module):
         return F.dropout(x, self.p)
 
 
+class Kept(nn.Module):
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        return F.dropout(x, 1 - self.p if self.p else 0.0, self.training)
+
+
 def cut_in_order(*order):
     return lambda self, x: [Attention.cut(self, x)[i] for i in order]
 
@@ -1049,6 +1187,30 @@ def build_without(**bias):
     return build
 
 
+def cut_in_threes(self, x):
+    B, T, C = x.shape
+    return [part.view(B, T, self.H, self.D).transpose(1, 2) for part in self.qkv(x).view(B, T, C, 3).unbind(-1)]
+
+
+def cut_every_other(self, x):
+    B, T = x.shape[:2]
+    return self.qkv(x).view(B, T, 3, self.D, self.H).permute(2, 0, 4, 1, 3)
+
+
+def cut_without_transpose(self, x):
+    return self.qkv(x).view(*x.shape[:2], 3, self.H, self.D).unbind(2)
+
+
+def renormalised(self, scores):
+    weights = scores.softmax(-1).tril()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def weighed_over_ten_thousand(self, scores):
+    T = scores.shape[-1]
+    return scores.masked_fill(self.seen[:T, :T] == 0, -1e4).softmax(-1)
+
+
 MODULE_WRONG = {
     varied(score=score_by(lambda config: 1)): "not divided by sqrt(D)",
     varied(score=score_by(lambda config: config.n_embd**0.5)): "divided by sqrt(C)",
@@ -1091,6 +1253,17 @@ MODULE_WRONG = {
     ),
     with_mode(**dict.fromkeys(("attention_dropout", "output_dropout"), lambda config: nn.Dropout())): "of its own",
     with_mode(**dict.fromkeys(("attention_dropout", "output_dropout"), lambda config: nn.Dropout(0.1))): "of its own",
+    varied(weigh=renormalised): "divided by their sum",
+    varied(weigh=weighed_over_ten_thousand): "not low enough",
+    varied(cut=cut_in_threes): "cut in threes",
+    varied(cut=cut_every_other): "the heads are interleaved",
+    varied(cut=cut_without_transpose, merge=lambda self, y: y.flatten(2), weigh=weighed_by(torch.tril)): (
+        "tokens and heads have not changed places"
+    ),
+    with_mode(output_dropout=lambda config: nn.Dropout()): "of its own",
+    with_mode(attention_dropout=lambda config: nn.Dropout()): "of its own",
+    with_mode(**dict.fromkeys(("attention_dropout", "output_dropout"), lambda config: Kept(config.dropout))): "to keep",
+    varied(end=lambda self, y, x: (self.output_dropout(self.proj(y)), None)): "a pair comes back",
 }
 
 
@@ -1186,8 +1359,10 @@ RIGHT = {
         weights_in_float64,
         weights_with_billions,
         weights_by_fused_call,
-        weights_by_logarithm_of_mask,
-        weights_renormalised,
+        weights_with_nan_replaced,
+        weights_of_empty_rows_apart,
+        weights_by_log_sum_exp,
+        weights_with_a_tiny_sum,
     ],
     "scaled_dot_product_attention": [
         F.scaled_dot_product_attention,
@@ -1196,11 +1371,12 @@ RIGHT = {
         attention_head_by_head,
         attending(weights_in_float64),
         attending(weights_with_billions),
-        attending(weights_by_logarithm_of_mask),
+        attending(weights_by_log_sum_exp),
+        attending(weights_with_nan_replaced),
     ],
     "causal_attention": [
         mended_by_order,
-        mended_by_renormalising,
+        mended_by_adding_infinity,
         causal_fused,
         causal_token_by_token,
         hunting(weights_by_loops),
@@ -1403,6 +1579,38 @@ def test_other_names_of_layers_are_told():
     assert "not expected: c_attn.bias, c_attn.weight, c_proj.bias, c_proj.weight" in text
 
 
+def test_a_mask_kept_from_a_shorter_text_is_told():
+    class MultiHeadAttention(Attention):
+        def weigh(self, scores):
+            T = scores.shape[-1]
+            if not hasattr(self, "kept"):
+                self.kept = torch.ones(T, T).tril()
+            return scores.masked_fill(self.kept[:T, :T] == 0, -torch.inf).softmax(-1)
+
+    assert "after a short one as before it" in checks.MultiHeadAttention.diagnose(MultiHeadAttention).text
+
+
+def test_a_mask_made_anew_for_a_longer_text_is_right():
+    class MultiHeadAttention(Attention):
+        def weigh(self, scores):
+            T = scores.shape[-1]
+            if getattr(self, "kept", torch.ones(0)).shape[0] < T:
+                self.kept = torch.ones(T, T).tril()
+            return scores.masked_fill(self.kept[:T, :T] == 0, -torch.inf).softmax(-1)
+
+    assert_accepted(checks.MultiHeadAttention, MultiHeadAttention, [0])
+
+
+def test_merging_must_take_what_split_heads_returns():
+    def merge_heads(x):
+        B, H, T, D = x.shape
+        if not x.is_contiguous():
+            return x.transpose(1, 2).view(B, T, H * D).flip(-1)
+        return x.transpose(1, 2).reshape(B, T, H * D)
+
+    assert "however it lies in memory" in checks.merge_heads.diagnose(merge_heads).text
+
+
 def test_the_mask_and_the_weights_are_drawn_where_they_are_wrong():
     assert "<svg" in checks.causal_mask.diagnose(one_too_many).picture
     assert "<svg" in checks.attention_weights.diagnose(mask_inverted).picture
@@ -1413,4 +1621,6 @@ def test_the_bug_hunts_broken_version_is_told_and_its_reference_mends_it():
     q, k, v = torch.randn(3, 2, 2, 5, 4)
     causal_attention = checks.exercise("causal_attention").reference
     assert not torch.allclose(the_notebooks_own(q, k, v), causal_attention(q, k, v), atol=1e-3)
+    torch.testing.assert_close(mended_by_order(q, k, v), causal_attention(q, k, v))
+    # On ordinary inputs this one cannot be told from a right answer: only the extreme probe finds it out.
     torch.testing.assert_close(mended_by_renormalising(q, k, v), causal_attention(q, k, v))

@@ -223,6 +223,16 @@ def test_whole_numbers_are_compared_exactly_and_rough_ones_with_nan():
     assert same(Rough(nan, 0.1), Rough(nan, 0.1), 1e-5) and not same(Rough(nan, 0.1), Rough(0.5, 0.1), 1e-5)
 
 
+def test_a_batch_on_another_axis_is_told():
+    verdict = BOTTLENECK.diagnose(changed(forward=lambda self, x: Functional.forward(self, x).transpose(0, 1)))
+    assert "the axes must be in the order B T C, not T B C" in verdict.text
+
+
+def test_an_array_in_place_of_a_tensor_is_told():
+    text = checks.softmax.diagnose(lambda x, dim: x.softmax(dim).detach().numpy()).text
+    assert "output: type" in text and "got  a value of type ndarray" in text
+
+
 def test_sparse_gradients_are_compared_as_dense_ones():
     dense = torch.tensor([[0.0, 1.0]])
     assert same(dense.to_sparse(), dense, 1e-6) and not same(dense.to_sparse(), 2 * dense, 1e-6)
@@ -450,7 +460,6 @@ def test_what_a_step_forgets_is_told():
 
 
 def test_an_endless_loop_ends(monkeypatch):
-    monkeypatch.setattr("l1_ref.checks.observe.LIMIT_S", 0.2)
     monkeypatch.setattr("l1_ref.checks.engine.limited", partial(checks.engine.limited, 0.2))
 
     def endless(x, dim):

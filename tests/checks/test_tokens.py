@@ -1,12 +1,14 @@
 """The checks of 01_tokens: mistakes in other words than the catalogue's, right answers in many styles, stubs."""
 
 import codecs
+import contextlib
 import random
 import re
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict, deque, namedtuple
 from functools import cache
 from itertools import chain, pairwise, zip_longest
 
+import numpy as np
 import pytest
 import regex
 import tiktoken
@@ -1251,6 +1253,376 @@ def decode_by_single_bytes(ids, ranks):
     return bytes(byte for i in ids for byte in turned(ranks)[i]).decode("utf8", "replace")
 
 
+# What fooled the checks once: written by somebody who had not read them.
+
+
+def slices_too_many(words):
+    counts = Counter()
+    for word in words:
+        for i in range(len(word)):
+            counts[word[i : i + 2]] += words[word]
+    return counts
+
+
+def index_of_the_next(words):
+    counts = Counter()
+    for word, n in words.items():
+        for i in range(len(word)):
+            counts[(word[i], word[i + 1])] += n
+    return counts
+
+
+def short_words_skipped(words):
+    counts = Counter()
+    for word, n in words.items():
+        if len(word) <= 2:
+            continue
+        for pair in pairwise(word):
+            counts[pair] += n
+    return counts
+
+
+def returned_in_the_loop(words):
+    counts = Counter()
+    for word, n in words.items():
+        for pair in pairwise(word):
+            counts[pair] += n
+        return counts
+
+
+def lists_for_keys(words):
+    counts = Counter()
+    for word, n in words.items():
+        for i in range(len(word) - 1):
+            counts[[word[i], word[i + 1]]] += n
+    return counts
+
+
+def items_forgotten(words):
+    counts = Counter()
+    for word, n in words:
+        for pair in pairwise(word):
+            counts[pair] += n
+    return counts
+
+
+def count_in_numpy(words):
+    counts = Counter()
+    for word, n in words.items():
+        ids = np.array(word, dtype=int)
+        for left, right in pairwise(ids):
+            counts[left, right] += n
+    return counts
+
+
+def round_brackets(word, pair, new_id):
+    out, i = [], 0
+    while i < len(word):
+        found = (*word[i : i + 2],) == pair
+        out.append(new_id if found else word[i])
+        i += 1 + found
+    return (one for one in out)
+
+
+def second_appended_too(word, pair, new_id):
+    out, i = [], 0
+    while i < len(word):
+        if word[i : i + 2] == pair:
+            out += [new_id, word[i + 1]]
+            i += 2
+        else:
+            out.append(word[i])
+            i += 1
+    return tuple(out)
+
+
+def nothing_in_its_place(word, pair, new_id):
+    ids = list(word)
+    for i in range(len(ids) - 1):
+        if ids[i] == pair[0] and ids[i + 1] == pair[1]:
+            ids[i], ids[i + 1] = new_id, None
+    return tuple(ids)
+
+
+def zeros_filtered_out(word, pair, new_id):
+    ids = list(word)
+    for i in range(len(ids) - 1):
+        if (ids[i], ids[i + 1]) == pair:
+            ids[i], ids[i + 1] = new_id, 0
+    return tuple(i for i in ids if i)
+
+
+def merge_in_numpy(word, pair, new_id):
+    ids, out, i = np.array(word, dtype=int), [], 0
+    while i < len(ids):
+        found = i + 1 < len(ids) and ids[i] == pair[0] and ids[i + 1] == pair[1]
+        out.append(new_id if found else ids[i])
+        i += 2 if found else 1
+    return tuple(out)
+
+
+def tied(key):
+    """Return a training that settles ties by a key of the pair's two byte strings."""
+    return lambda text, vocab_size: naive(
+        text,
+        vocab_size,
+        choose=lambda counts, tokens: max(counts, key=lambda p: (counts[p], key(*map(tokens.__getitem__, p)))),
+    )
+
+
+def tokens_as_bytes_of_ids(text, vocab_size):
+    documents = [text] if isinstance(text, str) else text
+    words = Counter(tuple(piece.encode()) for document in documents for piece in gpt2_pieces(document))
+    ranks = {bytes([i]): i for i in range(256)}
+    while len(ranks) < vocab_size and (counts := count_by_update(words)):
+        pair = max(counts, key=lambda p: (counts[p], bytes([p[0]]), bytes([p[1]])))
+        words = {merge_by_loop(word, pair, len(ranks)): n for word, n in words.items()}
+        ranks[bytes(pair)] = len(ranks)
+    return ranks
+
+
+def right_before_left(text, vocab_size):
+    documents = [text] if isinstance(text, str) else text
+    words = Counter(tuple(piece.encode()) for document in documents for piece in gpt2_pieces(document))
+    tokens = [bytes([i]) for i in range(256)]
+    while len(tokens) < vocab_size and (counts := count_by_update(words)):
+        pair = max(counts, key=lambda p: (counts[p], tokens[p[0]], tokens[p[1]]))
+        words = {merge_by_loop(word, pair, len(tokens)): n for word, n in words.items()}
+        tokens.append(tokens[pair[1]] + tokens[pair[0]])
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def pairs_in_a_set(text, vocab_size):
+    documents = [text] if isinstance(text, str) else text
+    words = Counter(tuple(piece.encode()) for document in documents for piece in gpt2_pieces(document))
+    tokens = [bytes([i]) for i in range(256)]
+    while len(tokens) < vocab_size and (counts := once_a_word(words)):
+        pair = max(counts, key=lambda p: (counts[p], tokens[p[0]], tokens[p[1]]))
+        words = {merge_by_loop(word, pair, len(tokens)): n for word, n in words.items()}
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def small_letters(text, vocab_size):
+    return naive(text.lower() if isinstance(text, str) else [t.lower() for t in text], vocab_size)
+
+
+def trimmed(text, vocab_size):
+    return naive(text.strip() if isinstance(text, str) else [t.strip() for t in text], vocab_size)
+
+
+def different_documents(text, vocab_size):
+    return naive([text] if isinstance(text, str) else sorted(set(text)), vocab_size)
+
+
+def with_end_of_text(text, vocab_size):
+    ranks = naive(text, vocab_size)
+    ranks[b"<|endoftext|>"] = len(ranks)
+    return ranks
+
+
+def line_by_line(text, vocab_size):
+    return naive([line for t in ([text] if isinstance(text, str) else text) for line in t.split("\n")], vocab_size)
+
+
+def one_merge_at_least(text, vocab_size):
+    return naive(text, vocab_size if vocab_size > 256 else 257)
+
+
+def ranks_in_numpy(text, vocab_size):
+    return {token: np.int64(rank) for token, rank in naive(text, vocab_size).items()}
+
+
+def kept_whole(join):
+    """Return an encoding that looks up whole words first, and lets `join` make parts of the others."""
+    return lambda text, ranks: [
+        ranks[part] for piece in pieces_of(text) for part in ([piece] if piece in ranks else join(piece, ranks))
+    ]
+
+
+def joinable(parts, ranks):
+    return [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
+
+
+def by_choice(choose, rounds=999):
+    def join(piece, ranks):
+        parts = [piece[i : i + 1] for i in range(len(piece))]
+        for _ in range(rounds):
+            if not (found := joinable(parts, ranks)):
+                break
+            _, i = choose(found)
+            parts = [*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :]]
+        return parts
+
+    return join
+
+
+def walk(again):
+    def join(piece, ranks):
+        parts, i = [piece[i : i + 1] for i in range(len(piece))], 0
+        while i < len(parts) - 1:
+            if parts[i] + parts[i + 1] in ranks:
+                parts[i : i + 2] = [parts[i] + parts[i + 1]]
+                i -= again
+            i += 1
+        return parts
+
+    return join
+
+
+def most_frequent_first(piece, ranks):
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    while counts := Counter(p for p in pairwise(parts) if p[0] + p[1] in ranks):
+        best, i = max(counts, key=counts.get), 0
+        while i < len(parts) - 1:
+            if (parts[i], parts[i + 1]) == best:
+                parts[i : i + 2] = [best[0] + best[1]]
+            i += 1
+    return parts
+
+
+def min_of_nothing(text, ranks):
+    ids = []
+    for piece in pieces_of(text):
+        parts = [piece] if piece in ranks else [bytes([byte]) for byte in piece]
+        while True:
+            i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], 10**9))
+            if parts[i] + parts[i + 1] not in ranks:
+                break
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        ids += [ranks[part] for part in parts]
+    return ids
+
+
+leftmost_but_whole = kept_whole(by_choice(lambda found: found[0]))
+walk_but_whole = kept_whole(walk(again=True))
+walk_on_but_whole = kept_whole(walk(again=False))
+rightmost_but_whole = kept_whole(by_choice(lambda found: found[-1]))
+highest_but_whole = kept_whole(by_choice(max))
+one_round_but_whole = kept_whole(by_choice(min, rounds=1))
+frequent_but_whole = kept_whole(most_frequent_first)
+
+
+def known_words_only(text, ranks):
+    return [ranks[piece] for piece in pieces_of(text) if piece in ranks]
+
+
+def ids_in_numpy(text, ranks):
+    return list(np.array(encode_plainly(text, ranks), dtype=np.int64))
+
+
+def both(ids, starts, context):
+    return windows(ids, starts, context), torch.stack([ids[s + 1 : s + 1 + context].long() for s in starts])
+
+
+def seeded_without_generator(ids, batch_size, context, generator=None):
+    generator = generator or torch.Generator().manual_seed(0)
+    return both(ids, torch.randint(len(ids) - context, (batch_size,), generator=generator), context)
+
+
+def torch_seeded(ids, batch_size, context, generator=None):
+    torch.manual_seed(42)
+    return both(ids, torch.randint(len(ids) - context, (batch_size,), generator=generator), context)
+
+
+def pythons_without_generator(ids, batch_size, context, generator=None):
+    n = len(ids) - context
+    if generator is None:
+        return both(ids, [random.randrange(n) for _ in range(batch_size)], context)
+    return both(ids, torch.randint(n, (batch_size,), generator=generator), context)
+
+
+def next_window(ids, batch_size, context, generator=None):
+    starts = torch.randint(len(ids) - 2 * context + 1, (batch_size,), generator=generator)
+    x = torch.stack([ids[s : s + context] for s in starts])
+    return x.long(), torch.stack([ids[s + context : s + 2 * context] for s in starts]).long()
+
+
+def round_the_end(ids, batch_size, context, generator=None):
+    places = torch.randint(len(ids), (batch_size, 1), generator=generator) + torch.arange(context)
+    return ids[places % len(ids)].long(), ids[(places + 1) % len(ids)].long()
+
+
+def zeros_behind(ids, batch_size, context, generator=None):
+    starts = torch.randint(len(ids), (batch_size,), generator=generator)
+    return both(torch.cat([ids, torch.zeros(context + 1, dtype=ids.dtype)]), starts, context)
+
+
+def rows_in_a_ring(ids, batch_size, context, generator=None):
+    first = torch.randint(len(ids) - context, (1,), generator=generator).item()
+    return both(ids, [(first + i) % (len(ids) - context) for i in range(batch_size)], context)
+
+
+def shuffled_where_it_can_be(ids, batch_size, context, generator=None):
+    n = len(ids) - context
+    if batch_size > n:
+        return both(ids, torch.randint(n, (batch_size,), generator=generator), context)
+    return both(ids, torch.randperm(n, generator=generator)[:batch_size], context)
+
+
+XY = namedtuple("XY", "x y")
+
+
+def right_as_named(ids, batch_size, context, generator=None):
+    return XY(*right_by_slices(ids, batch_size, context, generator))
+
+
+def right_in_numpy(ids, batch_size, context, generator=None):
+    stream = ids.numpy().astype(np.int64)
+    starts = torch.randint(len(stream) - context, (batch_size,), generator=generator).numpy()
+    places = starts[:, None] + np.arange(context)
+    return torch.from_numpy(stream[places]), torch.from_numpy(stream[places + 1])
+
+
+def stream_overwritten(ids, batch_size, context, generator=None):
+    x, y = right_by_slices(ids, batch_size, context, generator)
+    ids[-1] = 0
+    return x, y
+
+
+def fallback(otherwise):
+    def decode(ids, ranks):
+        data = b"".join(turned(ranks)[i] for i in ids)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return otherwise(ids, ranks)
+
+    return decode
+
+
+fallback_to_tokens = fallback(token_by_token)
+fallback_to_one_sign = fallback(lambda ids, ranks: "\N{REPLACEMENT CHARACTER}")
+fallback_to_nothing = fallback(lambda ids, ranks: "")
+
+
+def buffer_never_given_up(ids, ranks):
+    text, buffer = "", bytearray()
+    for i in ids:
+        buffer += turned(ranks)[i]
+        with contextlib.suppress(UnicodeDecodeError):
+            text += buffer.decode()
+            buffer.clear()
+    return text
+
+
+def question_marks(ids, ranks):
+    return decode_by_bytearray(ids, ranks).replace("\N{REPLACEMENT CHARACTER}", "?")
+
+
+def other_line_ends(ids, ranks):
+    return "\n".join(decode_by_bytearray(ids, ranks).splitlines())
+
+
+def mark_removed(ids, ranks):
+    return b"".join(turned(ranks)[i] for i in ids).decode("utf-8-sig", "replace")
+
+
+def decoder_not_finished(ids, ranks):
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return "".join(decoder.decode(turned(ranks)[i]) for i in ids)
+
+
 WRONG = {
     "count_pairs": {
         unweighted: "a word counts once",
@@ -1269,6 +1641,10 @@ WRONG = {
         taken_out: "words are changed",
         pairs_alone: "without their counts",
         most_common_list: "a list of pairs and numbers",
+        slices_too_many: "counted alone",
+        index_of_the_next: "past the end",
+        short_words_skipped: "two ids are passed over",
+        returned_in_the_loop: "only the first word",
     },
     "merge_pair": {
         as_list: "a list comes back",
@@ -1291,6 +1667,10 @@ WRONG = {
         by_string: "compared as text",
         by_bytes: "put into bytes",
         nothing_built: "unchanged",
+        round_brackets: "a generator comes back",
+        second_appended_too: "stays behind",
+        nothing_in_its_place: "a gap stays",
+        zeros_filtered_out: "the id 0 is lost",
     },
     "train_bpe": {
         tie_to_smallest: "a tie goes to the smallest",
@@ -1329,6 +1709,21 @@ WRONG = {
         first_document: "only one of the documents",
         always_documents: "taken for a list of documents",
         strings_only: "cannot be read",
+        tied(lambda left, right: [[-byte for byte in left], [-byte for byte in right]]): "a tie goes to the smallest",
+        tied(lambda left, right: (right, left)): "by the right token first",
+        tied(lambda left, right: left): "by the left token alone",
+        tied(lambda left, right: (len(left) + len(right), left, right)): "the longest token",
+        tied(lambda left, right: (repr(left), repr(right))): "by text",
+        tied(lambda left, right: (left.decode(errors="replace"), right.decode(errors="replace"))): "by text",
+        tokens_as_bytes_of_ids: "put into bytes",
+        right_before_left: "stand in reverse",
+        pairs_in_a_set: "counts once a word",
+        small_letters: "changed first",
+        trimmed: "changed first",
+        different_documents: "comes again is left out",
+        with_end_of_text: "<|endoftext|>",
+        line_by_line: "another rule",
+        one_merge_at_least: "room for none",
     },
     "encode": {
         longest_match: "the longest token",
@@ -1357,6 +1752,15 @@ WRONG = {
         special_token: "an id of its own",
         stripped: "changed first",
         lowered: "changed first",
+        leftmost_but_whole: "from left to right",
+        walk_but_whole: "from left to right",
+        walk_on_but_whole: "only pairs of single bytes",
+        rightmost_but_whole: "from right to left",
+        highest_but_whole: "highest rank",
+        one_round_but_whole: "only one merge",
+        frequent_but_whole: "most frequent pair",
+        min_of_nothing: "a single part is left",
+        known_words_only: "no tokens are left out",
     },
     "next_token_batch": {
         copied_targets: "y is x",
@@ -1386,6 +1790,14 @@ WRONG = {
         shuffled: "twice in a batch",
         blocks: "multiples of the context",
         clamped: "more often",
+        seeded_without_generator: "without a generator",
+        torch_seeded: "without a generator",
+        pythons_without_generator: "without a generator",
+        next_window: "the whole window behind",
+        round_the_end: "too near to the end",
+        zeros_behind: "too near to the end",
+        rows_in_a_ring: "follow each other",
+        shuffled_where_it_can_be: "no start comes twice",
     },
     "decode": {
         token_by_token: "each token is decoded by itself",
@@ -1402,6 +1814,14 @@ WRONG = {
         id_is_byte: "taken for a byte",
         stripped_text: "are removed",
         unfinished_left_out: "at the end is left out",
+        fallback_to_tokens: "spoils the whole text",
+        fallback_to_one_sign: "spoils the whole text",
+        fallback_to_nothing: "spoils the whole text",
+        buffer_never_given_up: "behind a bad byte is lost",
+        question_marks: "another sign",
+        other_line_ends: "line ends",
+        mark_removed: "byte-order mark",
+        decoder_not_finished: "at the end is left out",
     },
 }
 
@@ -1413,6 +1833,7 @@ RIGHT = {
         count_every_element,
         count_by_sum,
         count_with_zeros,
+        count_in_numpy,
     ],
     "merge_pair": [
         merge_by_loop,
@@ -1422,9 +1843,24 @@ RIGHT = {
         merge_by_deletion,
         merge_by_queue,
         merge_by_regex,
+        merge_in_numpy,
     ],
-    "train_bpe": [naive, naive_on_a_list_of_pieces, naive_with_updates, by_our_own_exercises, in_another_order],
-    "encode": [encode_plainly, encode_rank_by_rank, encode_by_pairs, encode_by_tiktoken, encode_with_a_shortcut],
+    "train_bpe": [
+        naive,
+        naive_on_a_list_of_pieces,
+        naive_with_updates,
+        by_our_own_exercises,
+        in_another_order,
+        ranks_in_numpy,
+    ],
+    "encode": [
+        encode_plainly,
+        encode_rank_by_rank,
+        encode_by_pairs,
+        encode_by_tiktoken,
+        encode_with_a_shortcut,
+        ids_in_numpy,
+    ],
     "next_token_batch": [
         right_windows,
         right_by_index,
@@ -1434,6 +1870,8 @@ RIGHT = {
         right_one_by_one,
         right_as_list,
         right_by_permutations,
+        right_as_named,
+        right_in_numpy,
     ],
     "decode": [
         decode_by_bytearray,
@@ -1446,6 +1884,8 @@ RIGHT = {
 
 STUBS = {
     "count_pairs": [
+        lists_for_keys,
+        items_forgotten,
         lambda words: None,
         lambda words: words,
         lambda words: Counter(),
@@ -1459,6 +1899,7 @@ STUBS = {
         lambda: None,
     ],
     "merge_pair": [
+        lambda word, pair, new_id: tuple(map(float, merge_by_loop(word, pair, new_id))),
         lambda word, pair, new_id: None,
         lambda word, pair, new_id: (),
         lambda word, pair, new_id: (new_id,),
@@ -1485,6 +1926,7 @@ STUBS = {
         lambda text: {},
     ],
     "encode": [
+        lambda text, ranks: [float(i) for i in encode_plainly(text, ranks)],
         lambda text, ranks: None,
         lambda text, ranks: [],
         lambda text, ranks: text,
@@ -1499,6 +1941,7 @@ STUBS = {
         lambda text: [],
     ],
     "next_token_batch": [
+        stream_overwritten,
         lambda ids, batch_size, context, generator: None,
         lambda ids, batch_size, context, generator: (ids, ids),
         lambda ids, batch_size, context, generator: (torch.zeros(batch_size, context).long(),) * 2,
@@ -1639,3 +2082,27 @@ def test_an_endless_training_is_told():
         return naive(text, vocab_size)
 
     assert "does a loop never end" in checks.train_bpe.diagnose(waits).text
+
+
+@pytest.mark.parametrize(
+    ("candidate", "words"), [(lists_for_keys, "unhashable type"), (items_forgotten, "unpack")], ids=["lists", "items"]
+)
+def test_another_exception_is_not_taken_for_a_step_past_the_end(candidate, words):
+    verdict = checks.count_pairs.diagnose(candidate)
+    assert not verdict.mistakes and words in verdict.text
+
+
+def test_a_string_or_an_id_as_a_key_of_ranks_is_explained():
+    text = checks.encode.diagnose(lambda text, ranks: [ranks[word] for word in text.split()]).text
+    assert "'abc' is a string: the keys of ranks are bytes" in text
+    text = checks.decode.diagnose(lambda ids, ranks: b"".join(ranks[i] for i in ids).decode()).text
+    assert "195 is an id: the keys of ranks are bytes" in text
+
+
+def test_a_vocabulary_turned_round_is_shown_by_what_was_learned():
+    assert "expected  {b'ab': 256}     got  {256: b'ab'}" in checks.train_bpe.diagnose(upside_down).text
+
+
+def test_floats_are_shown_as_they_are():
+    text = checks.encode.diagnose(lambda text, ranks: [float(i) for i in encode_plainly(text, ranks)]).text
+    assert "expected  [97, 256]     got  [97.0, 256.0]" in text
