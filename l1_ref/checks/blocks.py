@@ -107,8 +107,7 @@ def _in_place(x: Tensor, norm: Callable, sublayer: Callable) -> Tensor:
     return x
 
 
-_HIGHWAY = "in a pre-norm block x itself goes on untouched, and the sublayer only adds to it: that keeps deep stacks "
-_HIGHWAY += "trainable."
+_HIGHWAY = "x itself must go on untouched, and the sublayer only add to it: that keeps deep stacks trainable."
 _OLD = "that is the block of 2017; from GPT-2 on the norm stands before the sublayer, and the stream itself stays free."
 
 RESIDUAL_STEP = Exercise(

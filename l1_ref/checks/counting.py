@@ -68,11 +68,16 @@ def _count(
     extra: Callable = lambda config: 0,
 ) -> int:
     """Count with switches: each mistake sets one, or a few."""
-    V, T, C, L = config.vocab_size, config.max_seq_length, config.n_embd, n_blocks(config)
+    V, C, L = config.vocab_size, config.n_embd, n_blocks(config)
     F_ = inner(config)
     attention = qkv(C, config.n_heads) + in_bias * C + (C * C if out else 0) + out_bias * C
     feed_forward = n_matrices * C * F_ + fc_bias * F_ + ff_bias * C
-    n = token * V * C + positions(config) * T * C + head(config) * V * C + (head_bias and head(config)) * V
+    n = (
+        token * V * C
+        + positions(config) * config.max_seq_length * C
+        + head(config) * V * C
+        + (head_bias and head(config)) * V
+    )
     return n + L * (attention + feed_forward) + n_norms(L) * norm * C + extra(config)
 
 
@@ -325,7 +330,7 @@ COUNT_PARAMETERS = Exercise(
         "Which of them stand once, and which once a block?",
         "nn.Linear(a, b) has a * b weights and b biases; LayerNorm(C) has 2C. Two parts depend on a setting: "
         "the positions on position_encoding, the head on tie_weights.",
-        "Plan: V * C, and T * C where the positions are learned. A block: Linear(C, 3C), Linear(C, C), "
+        "Plan: V * C, and max_seq_length * C where the positions are learned. A block: Linear(C, 3C), Linear(C, C), "
         "Linear(C, n_inner), Linear(n_inner, C), two norms. Times n_layers. Then the last norm, and V * C once more "
         "where the head is untied.",
     ),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-from l1_ref.checks.names import NO_PARAMETER, ON_ITS_SIDE, OTHER_NAME, observe_by_name
+from l1_ref.checks.names import NO_PARAMETER, ON_ITS_SIDE, OTHER_NAME, observe_by_name, observe_table
 from l1_ref.checks.observe import OUTPUT, Observation, filled
 from l1_ref.checks.vectors import NEAREST_TOKENS, NOTEBOOK, SINUSOIDAL_POSITIONS
 from l1_ref.config import L1Config
@@ -73,6 +73,12 @@ class _Tokens(TokenEmbedding):
         return x.transpose(-1, -2) if self.after == "swap" else x
 
 
+class _Alike(TokenEmbedding):
+    def __init__(self, vocab_size: int, n_embd: int):
+        super().__init__(vocab_size, n_embd)
+        self.weight.data.zero_()
+
+
 class _OneHot(TokenEmbedding):
     def forward(self, ids: Tensor) -> Tensor:
         return F.one_hot(ids, len(self.weight)).to(self.weight.dtype)
@@ -83,7 +89,7 @@ TOKEN_EMBEDDING = Exercise(
     notebook=NOTEBOOK,
     reference=TokenEmbedding,
     init=("vocab_size", "n_embd"),
-    observe=partial(observe_by_name, init=("vocab_size", "n_embd"), reference=TokenEmbedding),
+    observe=partial(observe_table, init=("vocab_size", "n_embd"), reference=TokenEmbedding),
     probes=(
         Probe("one row of ids, one of them twice", _ids(V=5, C=4, ids=[[3, 0, 3]]), "B T C", picture=True),
         Probe("a batch", _ids(2, 3, V=7, C=4), "B T C"),
@@ -95,6 +101,11 @@ TOKEN_EMBEDDING = Exercise(
         NO_PARAMETER,
         OTHER_NAME,
         ON_ITS_SIDE,
+        Mistake(
+            "all rows of the table begin alike",
+            "with equal rows no token differs from another at the start: draw random numbers.",
+            _Alike,
+        ),
         Mistake(
             "the vectors are multiplied by sqrt(C), or divided by it",
             "the transformer of 2017 multiplied, GPT-2 does not; the trained weights know nothing of the factor.",

@@ -152,6 +152,14 @@ def _replacing(model: nn.Module, config: L1Config) -> None:
     _init(model, config)
 
 
+def _replacing_once(model: nn.Module, config: L1Config) -> None:
+    """Replace each Parameter under its first name alone, so that a tied head keeps the old one."""
+    for name, parameter in list(model.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, nn.Parameter(parameter.detach().clone()))
+    _init(model, config, left=lambda name: config.tie_weights and name == "head.weight")
+
+
 def _by_depth(model: nn.Module, config: L1Config) -> None:
     _init(model, config)
     with torch.no_grad():
@@ -464,7 +472,7 @@ INIT_WEIGHTS = Exercise(
             "a seed that is set again before each draw makes layers alike; setting seeds is the caller's business.",
             _seeding,
         ),
-        Mistake("the Parameters are replaced by new ones", _NEW, _replacing),
+        Mistake("the Parameters are replaced by new ones", _NEW, _replacing, (_replacing_once,)),
         Mistake(
             "the model is left as it was",
             _NEW,
@@ -477,7 +485,7 @@ INIT_WEIGHTS = Exercise(
             _returning,
         ),
     ),
-    properties=(Property("two calls draw different numbers", _draws_anew),),
+    properties=(Property("two calls must draw different numbers: init_weights sets no seed", _draws_anew),),
     hints=(
         "model.named_parameters() gives every parameter once, with its name. Three kinds are enough: matrices, "
         "scales of norms, everything else.",

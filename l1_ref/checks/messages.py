@@ -181,7 +181,8 @@ def unexplained(story: Story, case: tuple[int, str] | None, broken: tuple[str, i
     if isinstance(value, Failure):
         return _told(story, _exception(story, index, name, value.error))
     if REPEATED in story.got[index]:
-        head = f"✗ {exercise.name} · {REPEATED} differ: something in your code is random"
+        why = "something in your code is random, or is kept from one call to the next"
+        head = f"✗ {exercise.name} · {REPEATED} differ: {why}"
         return _told(story, [head, _input(story, index)])
     what = difference(story.expected[index].get(name), value, exercise.probes[index].axes).what
     lines = [f"✗ {exercise.name} · {_headline(name, value, what)}", *_case(story, *case)]

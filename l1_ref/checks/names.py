@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from l1_ref.checks.engine import Mistake
-from l1_ref.checks.observe import PARAMETERS, Inputs, Observation, observe_module
+from l1_ref.checks.observe import OUTPUT, PARAMETERS, Inputs, Observation, observe_module
 
 NAMES = "the names of the parameters"
 
@@ -58,6 +58,26 @@ def observe_by_name(
         return {NAMES: Names(list(found), False)}
     right_names = {NAMES: Names(list(wanted), True)}
     return right_names | ({PARAMETERS: found} if found != wanted else seen)
+
+
+def observe_table(
+    candidate: Callable, inputs: Inputs, gradient: bool, seed: int, init: tuple[str, ...], reference: Callable
+) -> Observation:
+    """Observe a module with one table as `observe_by_name` does, and whether its rows begin unlike each other.
+
+    Args:
+        candidate: The class.
+        inputs: Arguments of the class, then those of the call.
+        gradient: Whether to record gradients.
+        seed: Fixes the random numbers.
+        init: Names of the inputs that the class is built with.
+        reference: The right class.
+    """
+    seen = observe_by_name(candidate, inputs, gradient, seed, init, reference)
+    if isinstance(seen.get(OUTPUT), Tensor):
+        weight = candidate(*(inputs[name] for name in init)).weight.detach()
+        seen["the rows of a fresh table"] = "all alike" if bool((weight == weight[:1]).all()) else "unlike each other"
+    return seen
 
 
 # A table under a wrong name, or in a wrong form.

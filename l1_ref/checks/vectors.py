@@ -476,7 +476,7 @@ NEAREST_TOKENS = Exercise(
         ),
     ),
     hints=(
-        "Print the lengths of the vectors that were found, beside the length of the vector you asked about.",
+        "Make a row twice as long in your mind. What becomes of its dot product with another, and what of its cosine?",
         "The cosine is the dot product of two vectors of length 1. Which line makes them that long?",
         "Divide every row of the table by its norm (along the last axis, keepdim=True) and go on with these rows in "
         "place of weight; do not write into weight itself.",

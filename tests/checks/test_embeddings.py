@@ -170,7 +170,17 @@ class OnlyOneHot(Tokens):
         return torch.eye(len(self.weight))[ids]
 
 
+class ZeroTokens(nn.Module):
+    def __init__(self, vocab_size, n_embd):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(vocab_size, n_embd))
+
+    def forward(self, ids):
+        return self.weight[ids]
+
+
 TOKEN_WRONG = {
+    ZeroTokens: "all rows of the table begin alike",
     AnEmbeddingInside: "not called weight",
     CalledW: "not called weight",
     APlainTensor: "not an nn.Parameter",

@@ -664,7 +664,16 @@ def last_norm_left(model, config):
     model.norm.load_state_dict(kept)
 
 
+def new_parameters_by_name(model, config):
+    for name, p in list(model.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        std = config.init_std / (math.sqrt(2 * config.n_layers) if name.endswith("proj.weight") else 1)
+        start = torch.randn(p.shape) * std if p.ndim > 1 else torch.full(p.shape, float(name.endswith("weight")))
+        setattr(model.get_submodule(owner), attribute, nn.Parameter(start))
+
+
 INIT_WRONG = {
+    new_parameters_by_name: "the Parameters are replaced",
     proj_by_word_alone: "biases of proj are drawn",
     last_norm_left: "last norm is left",
     not_scaled: "not scaled down",
@@ -1390,7 +1399,7 @@ def test_two_mistakes_together_are_both_named(name, candidate, words):
 def test_the_same_numbers_at_each_call_break_a_rule():
     for seed in range(5):
         text = INIT_WEIGHTS.diagnose(same_numbers_every_time, seed).text
-        assert "a rule is broken: two calls draw different numbers" in text
+        assert "a rule is broken: two calls must draw different numbers" in text
 
 
 def test_a_wrong_std_is_shown_beside_the_right_one():
