@@ -123,7 +123,7 @@ RESIDUAL_STEP = Exercise(
     ),
     mistakes=(
         Mistake("the stream goes on from the normalised x", _HIGHWAY, _from_normalised),
-        Mistake("post-norm: the sum is normalised", _OLD, _post_norm),
+        Mistake("the sum is normalised, and the stream with it (post-norm)", _OLD, _post_norm),
         Mistake("the sum is normalised too, after the sublayer", _HIGHWAY, _norm_around),
         Mistake(
             "norm falls on the stream, not on the sublayer's input",

@@ -112,7 +112,11 @@ def explain(exercise: "Exercise", expected: list[Observation], got: list[Observa
     everywhere = range(len(got))
     places = [place for i in everywhere for place in differing(exercise, i, expected[i], got[i])]
     # The telling place comes first: an answer tells more than a failure, an ordinary input more than an extreme one.
-    telling = min(places, key=lambda p: (isinstance(got[p[0]].get(p[1]), Failure), exercise.probes[p[0]].edge))
+    no_answer = Failure(ValueError("missing"))
+    telling = min(
+        places,
+        key=lambda p: (isinstance(got[p[0]].get(p[1], no_answer), Failure), exercise.probes[p[0]].edge),
+    )
     index, singles = telling[0], _singles(exercise, seed)
     for suspect in singles:
         if suspect.explains(got, [index, *everywhere]):

@@ -105,7 +105,7 @@ GELU = Exercise(
         ),
         Mistake(
             "sqrt(2 / pi) is another number",
-            "it sets the slope at zero; 2 / pi stands under the root, not 2 * pi or pi / 2.",
+            "it sets how steep the gate is at zero; 2 / pi stands under the root, not 2 * pi or pi / 2.",
             partial(_bent, scale=math.sqrt(2 * math.pi)),
             tuple(
                 partial(_bent, scale=c)
