@@ -1,7 +1,5 @@
 """What 03_attention says in prose and alt texts, and its figures."""
 
-import contextlib
-import io
 import math
 import re
 import warnings
@@ -12,52 +10,16 @@ from matplotlib.figure import Figure
 
 import l1_ref
 from l1_ref import plots
-from l1_ref.course import sources
+from tests.notebook_runs import Ran
 from tests.test_notebooks import prose
 
 NAME = "03_attention"
 PROSE = prose(NAME)
 
 
-class Ran:
-    """What the notebook's own cells defined, printed and showed."""
-
-    def __init__(self) -> None:
-        self.space: dict = {"__name__": "notebook"}
-        self.alts: list[str] = []
-        self.sliders: list[tuple] = []
-        self.printed = ""
-
-    def __getitem__(self, name):
-        return self.space[name]
-
-    def show(self, figure, alt, slot=None) -> None:
-        assert alt.strip() and figure.axes
-        self.alts.append(alt)
-
-    def explore(self, draw, **choices) -> None:
-        self.sliders.append((draw, choices))
-        self.show(*draw(**{name: values[0] for name, values in choices.items()}))
-
-    def alt(self, words) -> str:
-        (found,) = (alt for alt in self.alts if words in alt)
-        return found
-
-
 @pytest.fixture(scope="module")
 def ran():
-    run, patch, printed = Ran(), pytest.MonkeyPatch(), io.StringIO()
-    patch.setattr(plots, "show", run.show)
-    patch.setattr(plots, "explore", run.explore)
-    try:
-        with contextlib.redirect_stdout(printed):
-            for cell in sources.load(NAME).cells:
-                if cell.cell_type == "code":
-                    exec(compile(cell.source, cell["id"], "exec"), run.space)
-    finally:
-        patch.undo()
-    run.printed = printed.getvalue()
-    return run
+    return Ran(NAME, every=False)
 
 
 def softmax(*scores):

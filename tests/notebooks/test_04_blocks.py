@@ -1,7 +1,5 @@
 """The notebook on blocks: every number and claim of its prose and alt texts, and the figures' own functions."""
 
-import contextlib
-import io
 import math
 import re
 
@@ -10,47 +8,16 @@ import torch
 from torch import nn
 
 import l1_ref
-from l1_ref import plots
-from l1_ref.course import sources
 from l1_ref.plots import blocks as figures
+from tests.notebook_runs import Ran
 from tests.test_notebooks import prose
 
 NAME = "04_blocks"
 
 
-class Ran:
-    """What the notebook's own cells defined, printed and showed."""
-
-    def __init__(self) -> None:
-        self.space: dict = {}
-        self.alts: list[str] = []
-        self.printed = ""
-
-    def show(self, figure, alt, slot=None) -> None:
-        assert alt.strip() and figure.axes
-        self.alts.append(alt)
-
-    def explore(self, draw, **choices) -> None:
-        """Draw what a slider offers: every value, or of many the first, the second and the last."""
-        ((name, values),) = choices.items()
-        for value in values if len(values) < 10 else (values[0], values[1], values[-1]):
-            self.show(*draw(**{name: value}))
-
-    def alt(self, start: str) -> str:
-        return next(alt for alt in self.alts if alt.startswith(start))
-
-
 @pytest.fixture(scope="module")
 def ran() -> Ran:
-    ran, printed = Ran(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(plots, "show", ran.show)
-        patch.setattr(plots, "explore", ran.explore)
-        for cell in sources.load(NAME).cells:
-            if cell.cell_type == "code" and "checks." not in cell.source:
-                exec(compile(cell.source, f"{NAME}:{cell['id']}", "exec"), ran.space)
-    ran.printed = printed.getvalue()
-    return ran
+    return Ran(NAME)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The notebook on the model: every number and claim of its prose and alt texts, and the figures' own functions."""
 
-import contextlib
 import dataclasses
-import io
 import itertools
 import math
 import re
@@ -12,9 +10,9 @@ import torch
 from torch import nn
 
 import l1_ref
-from l1_ref import plots
 from l1_ref.course import sources
 from l1_ref.plots import model as figures
+from tests.notebook_runs import Ran
 from tests.test_notebooks import prose
 
 NAME = "05_model"
@@ -22,40 +20,22 @@ NAME = "05_model"
 
 @pytest.fixture(scope="module")
 def ran():
-    """Run the notebook's own cells: return what they defined, the alt texts they showed, and what they printed."""
-    alts, printed, space = [], io.StringIO(), {}
-
-    def show(figure, alt, slot=None):
-        assert alt.strip() and figure.axes
-        alts.append(alt)
-
-    def explore(draw, **choices):
-        ((name, values),) = choices.items()
-        for value in values:
-            show(*draw(**{name: value}))
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(plots, "show", show)
-        patch.setattr(plots, "explore", explore)
-        for cell in sources.load(NAME).cells:
-            if cell.cell_type == "code" and "checks." not in cell.source:
-                exec(compile(cell.source, f"{NAME}:{cell['id']}", "exec"), space)
-    return space, alts, printed.getvalue()
+    return Ran(NAME)
 
 
 @pytest.fixture(scope="module")
 def space(ran):
-    return ran[0]
+    return ran.space
 
 
 @pytest.fixture(scope="module")
 def alts(ran):
-    return ran[1]
+    return ran.alts
 
 
 @pytest.fixture(scope="module")
 def printed(ran):
-    return ran[2]
+    return ran.printed
 
 
 def alt(alts, start):
