@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +176,13 @@ def test_an_exercise_explains_itself(exercise):
     assert len({mistake.name for mistake in exercise.mistakes}) == len(exercise.mistakes)
     assert all(mistake.why.endswith(".") for mistake in exercise.mistakes)
     assert exercise.tolerance == 1e-5
+
+
+def test_the_catalogues_are_as_large_as_the_readme_says():
+    known = [exercise for exercise in checks.EXERCISES.values() if exercise.notebook < "06"]
+    assert len(known) == 29 and sum(len(exercise.mistakes) for exercise in known) > 700
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "more than 700 in the 29\n  exercises of notebooks 00 to 05" in readme
 
 
 # What is seen.
