@@ -175,6 +175,15 @@ def test_outputs_keep_rules_too(output, words):
 # Building.
 
 
+def test_a_slider_is_not_kept_without_its_kernel():
+    notebook = sources.parse("# %%\nx = 1\n")
+    figure = nbformat.v4.new_output("display_data", data={"text/html": "<img alt='a' src='x'>"})
+    slider = nbformat.v4.new_output("display_data", data={build.WIDGET: {}, "text/plain": "SelectionSlider(…)"})
+    notebook.cells[0].outputs = [figure, slider]
+    build._tidy(notebook)
+    assert notebook.cells[0].outputs == [figure]
+
+
 @pytest.fixture
 def course(tmp_path, monkeypatch):
     """A course of one small notebook, built."""

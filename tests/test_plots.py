@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from l1_ref import plots
 
@@ -89,3 +90,27 @@ def test_a_figure_must_have_alt_text():
 
 def test_one_figure_is_the_same_file_every_time():
     assert plots.png(plots.loss_curve(CURVE, 1.0)) == plots.png(plots.loss_curve(CURVE, 1.0))
+
+
+def test_a_slider_redraws_the_figure_in_its_place(monkeypatch):
+    shown, sliders, drawn = [], [], []
+    monkeypatch.setattr("IPython.display.display", sliders.append)
+    monkeypatch.setattr("l1_ref.plots.style.show", lambda figure, alt, slot: shown.append((alt, slot)))
+
+    def draw(size, word):
+        drawn.append((size, word))
+        return Figure(), f"{size} {word}"
+
+    plots.explore(draw, size=[3, 1, 2], word=["b", "a"])
+    size, word = sliders
+    assert list(size.options) == [1, 2, 3] and list(word.options) == ["b", "a"]
+    size.value = 1
+    word.value = "a"
+    assert drawn == [(3, "b"), (1, "b"), (1, "a")] and [alt for alt, _ in shown] == ["3 b", "1 b", "1 a"]
+    assert len({id(slot) for _, slot in shown}) == 1
+
+
+@pytest.mark.parametrize("choices", [{}, {"size": []}])
+def test_a_slider_without_a_value_is_an_error(choices):
+    with pytest.raises(ValueError, match="at least one choice, each with a value"):
+        plots.explore(lambda **_: None, **choices)
