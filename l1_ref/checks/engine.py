@@ -175,10 +175,11 @@ class Exercise:
             return self._judge(candidate, seed, printed)
 
     def _is_reference(self, candidate: Any) -> bool:
-        """Say whether the reference itself was handed in, be it behind a partial, a decorator or a bare subclass."""
-        reference, candidate = _unwrapped(self.reference), _unwrapped(candidate)
-        bare = isinstance(candidate, type) and reference in candidate.__mro__ and "forward" not in vars(candidate)
-        return candidate is reference or bare
+        """Say whether the reference itself was handed in, be it behind an empty partial or as a bare subclass."""
+        while isinstance(candidate, partial) and not candidate.args and not candidate.keywords:
+            candidate = candidate.func
+        inherits = isinstance(candidate, type) and self.reference in candidate.__mro__
+        return candidate is self.reference or (inherits and not any(map(callable, vars(candidate).values())))
 
     def _judge(self, candidate: Callable, seed: int, printed: io.StringIO) -> Verdict:
         expected, got = self.observations(self.reference, seed), self.observations(candidate, seed)
@@ -260,12 +261,6 @@ class Exercise:
         if self.init:
             candidate = filled(candidate(*(inputs.pop(name) for name in self.init)), seed)
         return rule.holds(candidate, **inputs)
-
-
-def _unwrapped(code: Any) -> Any:
-    while hasattr(code, "__wrapped__") or (isinstance(code, partial) and not code.args and not code.keywords):
-        code = code.__wrapped__ if hasattr(code, "__wrapped__") else code.func
-    return code
 
 
 def _is_answer(seen: list[Observation], index: int, name: str) -> bool:

@@ -184,6 +184,11 @@ def test_an_object_in_place_of_a_class_is_told():
 def test_the_reference_is_recognised_behind_a_thin_cover():
     assert BOTTLENECK.diagnose(type("Bare", (Bottleneck,), {})).state == "given"
     assert BOTTLENECK.diagnose(partial(Bottleneck)).state == "given"
+    assert BOTTLENECK.diagnose(changed(__wrapped__=Bottleneck)).state == "solved"  # a claim alone is not believed
+    broken = type(
+        "Broken", (Bottleneck,), {"__init__": lambda self, config: Bottleneck.__init__(self, config, bend=False)}
+    )
+    assert BOTTLENECK.diagnose(broken).mistakes == ("no bend",)
     own = type("Own", (Bottleneck,), {"forward": Functional.forward, "keep": torch.tensor(0.5)})
     assert BOTTLENECK.diagnose(own).state != "given"
 
