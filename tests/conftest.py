@@ -1,6 +1,7 @@
 """What every test shares: the same chance on every run, one thread, and real text where a test asks for it."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 def seeded() -> None:
     """Start each test from the same random state, so that its order and its neighbours do not matter."""
     torch.manual_seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")
