@@ -95,7 +95,14 @@ def differing(
             yield index, name
 
 
-def explain(exercise: "Exercise", expected: list[Observation], got: list[Observation], seed: int) -> Diagnosis | None:
+def is_answer(seen: list[Observation], index: int, name: str) -> bool:
+    """Say whether something was seen at a place, and no exception."""
+    return name in seen[index] and not isinstance(seen[index][name], Failure)
+
+
+def explain(
+    exercise: "Exercise", places: list[Place], expected: list[Observation], got: list[Observation], seed: int
+) -> Diagnosis | None:
     """Find the mistakes that make the reference behave as the reader's code does.
 
     One mistake alone is looked for first; then two together; then one on all but extreme inputs; then two that show
@@ -103,20 +110,16 @@ def explain(exercise: "Exercise", expected: list[Observation], got: list[Observa
 
     Args:
         exercise: Gives the catalogue.
+        places: Where the reader's code differs from the reference, at least one.
         expected: What was seen of the reference, a probe each.
         got: What was seen of the reader's code.
         seed: Of the probes.
     """
     if all(isinstance(seen.get(OUTPUT), Failure) for seen in got):
         return None  # code that never answers is told by its own error
-    everywhere = range(len(got))
-    places = [place for i in everywhere for place in differing(exercise, i, expected[i], got[i])]
     # The telling place comes first: an answer tells more than a failure, an ordinary input more than an extreme one.
-    no_answer = Failure(ValueError("missing"))
-    telling = min(
-        places,
-        key=lambda p: (isinstance(got[p[0]].get(p[1], no_answer), Failure), exercise.probes[p[0]].edge),
-    )
+    telling = min(places, key=lambda place: (not is_answer(got, *place), exercise.probes[place[0]].edge))
+    everywhere = range(len(got))
     index, singles = telling[0], _singles(exercise, seed)
     for suspect in singles:
         if suspect.explains(got, [index, *everywhere]):

@@ -16,7 +16,7 @@ from torch import nn
 
 from l1_ref.checks import marks, messages, pictures
 from l1_ref.checks.compare import Failure
-from l1_ref.checks.diagnosis import differing, explain
+from l1_ref.checks.diagnosis import differing, explain, is_answer
 from l1_ref.checks.observe import (
     Inputs,
     Observation,
@@ -193,8 +193,8 @@ class Exercise:
         if not places:
             broken = self._broken_rule(candidate, seed)
             return Verdict("wrong", messages.unexplained(story, None, broken)) if broken else self._solved()
-        found = explain(self, expected, got, seed)
-        answers = [place for place in places if _is_answer(got, *place)]
+        found = explain(self, places, expected, got, seed)
+        answers = [place for place in places if is_answer(got, *place)]
         failures = [(i, name) for i, name in places if isinstance(got[i].get(name), Failure)]
         if found is None:
             # An exception comes first: what else differs on that input may only follow from it.
@@ -261,7 +261,3 @@ class Exercise:
         if self.init:
             candidate = filled(candidate(*(inputs.pop(name) for name in self.init)), seed)
         return rule.holds(candidate, **inputs)
-
-
-def _is_answer(seen: list[Observation], index: int, name: str) -> bool:
-    return name in seen[index] and not isinstance(seen[index][name], Failure)

@@ -107,6 +107,18 @@ def observe_call(
     return seen
 
 
+def observe_through(describe: Callable[[Any], Any], candidate: Callable, inputs: Inputs, *more: Any) -> Observation:
+    """Call a function as `observe_call` does, and record what `describe` makes of its output.
+
+    Args:
+        describe: Takes the output, and makes alike what right answers may differ in.
+        candidate: The function.
+        inputs: Its arguments.
+        more: As for `observe_call`.
+    """
+    return observe_call(lambda *given: describe(candidate(*given)), inputs, *more)
+
+
 def _seeded(candidate: Callable, inputs: Inputs, seed: int) -> Any:
     torch.default_generator.manual_seed(seed)
     return candidate(*inputs.values())

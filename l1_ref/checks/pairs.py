@@ -13,7 +13,7 @@ from l1_ref.bpe import count_pairs, merge_pair, split_text
 from l1_ref.checks import engine
 from l1_ref.checks.compare import same
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Property
-from l1_ref.checks.observe import Observation, observe_call
+from l1_ref.checks.observe import observe_through
 
 Probe = partial(engine.Probe, gradient=False)  # ids and texts have no gradients
 
@@ -21,11 +21,6 @@ Probe = partial(engine.Probe, gradient=False)  # ids and texts have no gradients
 def given(**inputs: Any) -> Callable[[torch.Generator], Inputs]:
     """Return the builder of a probe whose inputs are always the same."""
     return lambda generator: dict(inputs)
-
-
-def observe_through(describe: Callable[[Any], Any], candidate: Callable, inputs: Inputs, *more: Any) -> Observation:
-    """Call a function, and record what `describe` makes of its output."""
-    return observe_call(lambda *given: describe(candidate(*given)), inputs, *more)
 
 
 class Inexact(str):

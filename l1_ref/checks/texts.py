@@ -11,7 +11,8 @@ import torch
 
 from l1_ref.bpe import encode, split_text, train_bpe
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Property
-from l1_ref.checks.pairs import Probe, given, merged, observe_through, plain
+from l1_ref.checks.observe import observe_through
+from l1_ref.checks.pairs import Probe, given, merged, plain
 
 
 class Ranks(dict):

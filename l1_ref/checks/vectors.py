@@ -22,7 +22,7 @@ def _size(T: int, C: int) -> Callable[[torch.Generator], Inputs]:
     return lambda generator: {"max_seq_length": T, "n_embd": C}
 
 
-def observe_table(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+def _observe_waves(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
     """Call a function that makes a table, and record also whether the table asks for a gradient."""
     wants: list[bool] = []
 
@@ -95,7 +95,7 @@ SINUSOIDAL_POSITIONS = Exercise(
     name="sinusoidal_positions",
     notebook=NOTEBOOK,
     reference=sinusoidal_positions,
-    observe=observe_table,
+    observe=_observe_waves,
     probes=(
         Probe("three positions", _size(3, 4), "T C", gradient=False, picture=True),
         Probe("a square", _size(6, 6), "T C", gradient=False, picture=True),

@@ -11,8 +11,8 @@ import torch
 
 from l1_ref.bpe import split_text, train_bpe
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Property
-from l1_ref.checks.observe import Observation
-from l1_ref.checks.pairs import Probe, apart_pairs, counted, given, merged, observe_through, plain
+from l1_ref.checks.observe import Observation, observe_through
+from l1_ref.checks.pairs import Probe, apart_pairs, counted, given, merged, plain
 
 _BYTES = {bytes([byte]): byte for byte in range(256)}
 _USUAL = _BYTES | {i: byte for byte, i in _BYTES.items()} | {chr(i): i for i in range(256)}
