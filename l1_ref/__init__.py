@@ -16,6 +16,7 @@ _NAMES = {
     "embeddings": "TokenEmbedding sinusoidal_positions PositionalEmbedding InputEmbedding",
     "generation": "greedy apply_temperature top_k_filter top_p_filter sample generate stream",
     "loss": "cross_entropy perplexity",
+    "memory": "flops_per_token saved_bytes",
     "optimization": "cosine_lr parameter_groups adamw_step clip_grad_norm build_optimizer",
     "tales": "generate_tale log_probability entropy load_tales entropy_floor",
     "tokenizer": "count_pairs merge_pair train_bpe encode CharTokenizer BPETokenizer GPT2Tokenizer load_tokenizer",

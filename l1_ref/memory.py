@@ -1,4 +1,4 @@
-"""How much memory training takes: predicted from the configuration, and measured."""
+"""What training costs: memory, predicted from the configuration and measured, and arithmetic."""
 
 from collections.abc import Callable
 
@@ -63,6 +63,25 @@ def _block_activations(config: L1Config, batch_size: int, width: int) -> int:
     else:
         attention = tokens * H * 4  # one logarithm a query
     return norms + products + masks + attention
+
+
+def flops_per_token(config: L1Config) -> int:
+    """Count a training step's arithmetic: 6 for each weight in a product, and 12 L C T for attention.
+
+    A weight costs a multiplication and an addition forwards, and twice that backwards.
+
+    Args:
+        config: The model's configuration.
+
+    Returns:
+        Floating-point operations a token, forward and backward; attention is counted as if it looked both ways.
+
+    Source: Chowdhery et al. 2022, "PaLM", appendix B.
+    """
+    positions = config.max_seq_length * config.n_embd if config.position_encoding == "learned" else 0
+    looked_up = 0 if config.tie_weights else config.vocab_size * config.n_embd  # tied, it is the head's matrix
+    in_products = count_parameters(config) - positions - looked_up
+    return 6 * in_products + 12 * config.n_layers * config.n_embd * config.max_seq_length
 
 
 class _Meter:

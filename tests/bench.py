@@ -39,6 +39,7 @@ from l1_ref import (
     train_step,
 )
 from l1_ref.files import write_json
+from l1_ref.memory import flops_per_token
 
 LR, BETAS, WEIGHT_DECAY, MAX_NORM = 1e-4, (0.9, 0.99), 0.1, 1.0
 PROMPT_TOKENS = 16
@@ -205,15 +206,6 @@ def read_rate(device: str) -> Turn:
     """Measure a large matrix by a vector, bytes/s read: what generating one token is made of."""
     matrix, vector = torch.ones(2**15, 2**11, device=device), torch.ones(2**11, device=device)
     return lambda: timed(lambda: matrix @ vector, matrix.nbytes, device)
-
-
-def flops_per_token(config: L1Config) -> float:
-    """Count a training step's arithmetic: 6 for each weight in a product, and 12 L C T for attention.
-
-    Source: Chowdhery et al. 2022, "PaLM", appendix B.
-    """
-    in_products = count_parameters(config) - config.max_seq_length * config.n_embd
-    return 6 * in_products + 12 * config.n_layers * config.n_embd * config.max_seq_length
 
 
 def bench_training(size: Size, device: str, rounds: int, turn_s: float) -> dict:

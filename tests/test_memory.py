@@ -7,7 +7,7 @@ import torch
 
 from l1_ref.config import PRESETS, L1Config
 from l1_ref.loss import cross_entropy
-from l1_ref.memory import saved_bytes, training_memory
+from l1_ref.memory import flops_per_token, saved_bytes, training_memory
 from l1_ref.optimization import build_optimizer
 from l1_ref.steps import train_step
 from l1_ref.transformer import L1Model
@@ -109,3 +109,13 @@ def test_saved_bytes_counts_each_storage_once_and_no_parameter():
     assert saved_bytes(layer, lambda: layer(layer(x))) == 2 * x.nbytes
     with torch.no_grad():
         assert saved_bytes(layer, lambda: layer(x)) == 0
+
+
+@pytest.mark.parametrize("variant", [{}, {"tie_weights": False}, {"position_encoding": "sinusoidal"}], ids=str)
+def test_flops_are_six_for_each_weight_in_a_product_and_those_of_attention(variant):
+    config = replace(ODD, **variant)
+    linear = [layer for layer in L1Model(config).modules() if isinstance(layer, torch.nn.Linear)]
+    norms_and_biases = sum(p.numel() for p in L1Model(config).parameters() if p.ndim < 2)
+    products = sum(layer.weight.numel() for layer in linear)
+    attention = 12 * config.n_layers * config.n_embd * config.max_seq_length
+    assert flops_per_token(config) == 6 * (products + norms_and_biases) + attention

@@ -5,7 +5,18 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from l1_ref.checks import attention, blocks, embeddings, marks, model, start_here, tokens
+from l1_ref.checks import (
+    attention,
+    blocks,
+    efficiency,
+    embeddings,
+    generation,
+    marks,
+    model,
+    start_here,
+    tokens,
+    training,
+)
 from l1_ref.checks.engine import Exercise, Mistake, Probe, Property
 from l1_ref.checks.messages import CheckFailed
 
@@ -24,7 +35,7 @@ __all__ = [
     "progress_table",
 ]
 
-_MODULES = (start_here, tokens, embeddings, attention, blocks, model)
+_MODULES = (start_here, tokens, embeddings, attention, blocks, model, training, efficiency, generation)
 EXERCISES: dict[str, Exercise] = {each.name: each for module in _MODULES for each in module.EXERCISES}
 _hints_taken: Counter[str] = Counter()
 
