@@ -1,6 +1,7 @@
 """Causal multi-head self-attention, explicit and fused, and the key-value cache that makes generation fast."""
 
 import math
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,16 @@ def merge_heads(x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T C"]:
     return x.transpose(1, 2).flatten(2)  # (B, T, C)
 
 
+@runtime_checkable
+class Cache(Protocol):
+    """What a model asks of a cache: `KVCache` has it, and so does the one that a reader writes."""
+
+    length: int
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values, and return all that the layer has so far."""
+
+
 class KVCache:
     """Keep the keys and values of the tokens seen so far, so that each new token is computed once.
 
@@ -190,7 +201,7 @@ class MultiHeadAttention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd)
         self.attend = _attend_fused if config.attention == "fused" else _attend_explicitly
 
-    def forward(self, x: Float[Tensor, "B T C"], cache: KVCache | None = None) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], cache: Cache | None = None) -> Float[Tensor, "B T C"]:
         """Return what each position gathered.
 
         Args:

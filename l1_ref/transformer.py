@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from l1_ref.attention import KVCache, MultiHeadAttention
+from l1_ref.attention import Cache, MultiHeadAttention
 from l1_ref.config import L1Config
 from l1_ref.embeddings import InputEmbedding
 
@@ -79,7 +79,7 @@ class TransformerBlock(nn.Module):
         self.norm_2 = nn.LayerNorm(config.n_embd, config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Float[Tensor, "B T C"], cache: KVCache | None = None) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], cache: Cache | None = None) -> Float[Tensor, "B T C"]:
         """Return the residual stream after this block.
 
         Args:
@@ -127,7 +127,7 @@ class L1Model(nn.Module):
             self.head.weight = self.embedding.token.weight
         init_weights(self, config)
 
-    def hidden(self, ids: Int[Tensor, "B T"], cache: KVCache | None = None) -> Float[Tensor, "B T C"]:
+    def hidden(self, ids: Int[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T C"]:
         """Return the normalised hidden states, from which the head predicts.
 
         Args:
