@@ -15,15 +15,15 @@ _NAMES = {
     "data": "DATA_DIR Corpus next_token_batch",
     "embeddings": "TokenEmbedding sinusoidal_positions PositionalEmbedding InputEmbedding",
     "generation": "greedy apply_temperature top_k_filter top_p_filter sample generate stream",
-    "loss": "cross_entropy perplexity",
+    "linear": "Linear store_for_generation",
+    "loss": "cross_entropy linear_cross_entropy perplexity",
     "memory": "flops_per_token saved_bytes",
     "optimization": "cosine_lr parameter_groups adamw_step clip_grad_norm build_optimizer",
     "tales": "generate_tale log_probability entropy load_tales entropy_floor",
     "tokenizer": "count_pairs merge_pair train_bpe encode CharTokenizer BPETokenizer GPT2Tokenizer load_tokenizer",
     "training": "train_step accumulate_gradients loss_scaled_step amp_train_step training_memory TrainingConfig train "
     "evaluate",
-    "transformer": "layer_norm gelu FeedForward TransformerBlock checkpointed L1Model init_weights count_parameters "
-    "store_for_generation",
+    "transformer": "layer_norm gelu FeedForward TransformerBlock checkpointed L1Model init_weights count_parameters",
     "weights": "save_model load_model load_run from_gpt2 to_gpt2 load_gpt2",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

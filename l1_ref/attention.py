@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from l1_ref.config import L1Config
+from l1_ref.linear import Linear
 
 
 def softmax(x: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape"]:
@@ -177,9 +178,10 @@ class KVCache:
             raise ValueError(
                 f"the cache has room for max_seq_length={limit} tokens, got length={self.length}, T={k.shape[2]} more"
             )
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values = self.keys[layer], self.values[layer]  # (B, H, max_seq_length, D)
+        keys.narrow(2, self.length, k.shape[2]).copy_(k)
+        values.narrow(2, self.length, k.shape[2]).copy_(v)
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)  # (B, H, S, D)
 
 
 class MultiHeadAttention(nn.Module):
@@ -197,8 +199,8 @@ class MultiHeadAttention(nn.Module):
         self.n_heads = config.n_heads
         self.dropout = config.dropout
         self.layer = layer
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
         self.attend = _attend_fused if config.attention == "fused" else _attend_explicitly
 
     def forward(self, x: Float[Tensor, "B T C"], cache: Cache | None = None) -> Float[Tensor, "B T C"]:

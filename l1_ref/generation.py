@@ -1,5 +1,6 @@
 """Logits become the next id, and ids a text: greedy and sampled decoding, with a key-value cache."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -100,7 +101,7 @@ def sample(
         return greedy(logits)
     logits = logits.float()
     # With the largest score at 0, even the smallest temperature can only overflow downwards, to probability 0.
-    logits = apply_temperature(logits - logits.amax(dim=-1, keepdim=True), max(temperature, 1e-30))
+    logits = apply_temperature(logits - logits.amax(dim=-1, keepdim=True), float(min(max(temperature, 1e-30), 1e30)))
     if top_k is not None:
         logits = top_k_filter(logits, top_k)
     if top_p is not None:
@@ -195,7 +196,12 @@ def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iter
         predict = _Predictor(model, ids, use_cache)
         finished = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
-            next_ids = sample(predict.logits(), *settings).to(ids.dtype)
+            logits = predict.logits()
+            if not math.isfinite(logits.sum().item()):  # one number tells it: a sum is finite where all its terms are
+                raise ValueError(
+                    "the model's scores must be finite, got inf or nan: its weights are too large, or damaged"
+                )
+            next_ids = sample(logits, *settings).to(ids.dtype)
             if stop_token is not None:
                 next_ids = next_ids.masked_fill(finished, stop_token)
                 finished |= next_ids == stop_token
@@ -213,23 +219,24 @@ class _Predictor:
     def __init__(self, model: L1Model, ids: Tensor, use_cache: bool):
         self.model = model
         self.limit = model.config.max_seq_length
-        self.window = ids[:, -self.limit :]
+        self.parts = [ids[:, -self.limit :]]  # joined only where all of the sequence is wanted
         self.cache = self._new_cache() if use_cache and ids.shape[1] <= self.limit else None
 
     def _new_cache(self) -> KVCache:
-        weight = self.model.head.weight
-        return KVCache(self.model.config, len(self.window), weight.dtype, weight.device)
+        weight = self.model.embedding.token.weight
+        return KVCache(self.model.config, len(self.parts[0]), weight.dtype, weight.device)
 
     def append(self, next_ids: Tensor) -> None:
-        self.window = torch.cat((self.window, next_ids), dim=1)[:, -self.limit :]
+        self.parts.append(next_ids)
         # In a full window every token moves to a new position, and its keys with it: what is cached no longer holds.
         if self.cache is not None and self.cache.length >= self.limit:
             self.cache = None
 
     def logits(self) -> Tensor:
         """Return the scores of the next token, (B, V)."""
-        unseen = self.window if self.cache is None else self.window[:, self.cache.length :]
-        return self.model.head(self.model.hidden(unseen, self.cache)[:, -1])
+        if self.cache is None:
+            self.parts = [torch.cat(self.parts, dim=1)[:, -self.limit :]]
+        return self.model.head(self.model.hidden(self.parts[-1], self.cache)[:, -1])
 
 
 def _check_prompt(model: L1Model, ids: Tensor, max_new_tokens: int, stop_token: int | None) -> None:

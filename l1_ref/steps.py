@@ -7,10 +7,37 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from l1_ref.data import Batch
-from l1_ref.loss import cross_entropy
+from l1_ref.loss import cross_entropy, linear_cross_entropy
 from l1_ref.optimization import clip_grad_norm
+from l1_ref.transformer import L1Model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def batch_loss(
+    model: nn.Module, x: Int[Tensor, "B T"], y: Int[Tensor, "B T"], label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """Return `cross_entropy(model(x), y)`; of an `L1Model` all the logits are never held at once.
+
+    Args:
+        model: Maps ids to logits.
+        x: Input ids.
+        y: Targets.
+        label_smoothing: As in `cross_entropy`.
+    """
+    if _has_plain_head(model) and not _in_float16(model, x.device.type):
+        return linear_cross_entropy(model.hidden(x), model.head.weight, y, label_smoothing)
+    return cross_entropy(model(x), y, label_smoothing)
+
+
+def _has_plain_head(model: nn.Module) -> bool:
+    return type(model) is L1Model and isinstance(model.head, nn.Linear) and "forward" not in vars(model)
+
+
+def _in_float16(model: L1Model, device: str) -> bool:
+    # The gradients of float16 need the loss scale on their way, and `linear_cross_entropy` makes them before it comes.
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return autocast or model.head.weight.dtype == torch.float16
 
 
 def train_step(
@@ -35,7 +62,7 @@ def train_step(
     Source: Rumelhart, Hinton and Williams 1986, "Learning representations by back-propagating errors".
     """
     optimizer.zero_grad()
-    loss = cross_entropy(model(x), y)
+    loss = batch_loss(model, x, y)
     loss.backward()
     clip_grad_norm(model.parameters(), max_norm)
     optimizer.step()
@@ -68,10 +95,9 @@ def accumulate_gradients(
     total = 0.0
     for x, y in micro_batches:
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            logits = model(x)
+            loss = batch_loss(model, x, y, label_smoothing)
         n = (y != -100).sum()
-        loss = cross_entropy(logits, y, label_smoothing)
-        loss = torch.where(n > 0, loss, 0.0 * logits.sum()) * (n / targets)  # nothing but padding adds 0, not NaN
+        loss = torch.where(n > 0, loss, 0.0) * (n / targets)  # nothing but padding adds 0, not NaN
         (loss if scaler is None else scaler.scale(loss)).backward()
         total = total + loss.detach()
     return total
@@ -95,7 +121,7 @@ def loss_scaled_step(
     Source: Micikevicius et al. 2018, "Mixed Precision Training", section 3.2.
     """
     optimizer.zero_grad()
-    loss = cross_entropy(model(x), y)
+    loss = batch_loss(model, x, y)
     (loss * scale).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     for gradient in gradients:
@@ -165,7 +191,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], dtype: torch.dtype = to
             if n == 0:
                 continue
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = cross_entropy(model(x.to(device)), y.to(device))
+                loss = batch_loss(model, x.to(device), y.to(device))
             total, count = total + loss.item() * n, count + n
     finally:
         model.train(was_training)

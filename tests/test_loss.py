@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from l1_ref.loss import cross_entropy, perplexity
+from l1_ref import loss as module
+from l1_ref.loss import cross_entropy, linear_cross_entropy, perplexity
+from l1_ref.memory import saved_bytes
 
 
 def explicit(logits, targets, smoothing=0.0, ignore_index=-100):
@@ -91,3 +93,39 @@ def test_perplexity_is_the_number_of_equal_choices():
     loss = cross_entropy(torch.zeros(4, 9, dtype=torch.float64), torch.arange(4))
     assert perplexity(loss).item() == pytest.approx(9)
     assert math.isnan(perplexity(math.nan))
+
+
+@pytest.mark.parametrize("rows_a_piece", [1, 4, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_linear_cross_entropy_equals_its_explicit_twin(monkeypatch, rows_a_piece, smoothing, ignore_index, dtype):
+    monkeypatch.setattr(module, "PIECE", 1)
+    monkeypatch.setattr(module, "MIN_ROWS", rows_a_piece)
+    hidden = (5 * torch.randn(3, 5, 6, dtype=dtype)).requires_grad_()
+    weight = torch.randn(7, 6, dtype=dtype, requires_grad=True)
+    targets = torch.randint(7, (3, 5))
+    targets[0, :4] = ignore_index
+    ours = linear_cross_entropy(hidden, weight, targets, smoothing, ignore_index)
+    twin = cross_entropy(hidden @ weight.t(), targets, smoothing, ignore_index)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, twin, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(
+        torch.autograd.grad(3 * ours, (hidden, weight)), torch.autograd.grad(3 * twin, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(hidden, weight, targets, smoothing, ignore_index), ours)
+
+
+def test_linear_cross_entropy_of_nothing_but_padding_is_nan_with_gradients_of_zero():
+    hidden, weight = torch.randn(2, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    loss = linear_cross_entropy(hidden, weight, torch.full((2,), -100))
+    loss.backward()
+    assert loss.isnan() and not hidden.grad.any() and not weight.grad.any()
+
+
+def test_linear_cross_entropy_keeps_gradients_and_no_logits():
+    hidden, weight = torch.randn(64, 4, requires_grad=True), torch.randn(500, 4, requires_grad=True)
+    kept = saved_bytes(torch.nn.Module(), lambda: linear_cross_entropy(hidden, weight, torch.randint(500, (64,))))
+    assert kept == hidden.nbytes + weight.nbytes + 8  # both gradients, and the number of targets

@@ -1,0 +1,153 @@
+"""Linear layers, nearly all of the arithmetic there is: by the faster of torch's libraries, or in fewer bits."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# torch multiplies float32 matrices with MKL, and brings oneDNN, which is faster at it on many processors. The function
+# is not a public one; where a build of torch lacks it, MKL (or whatever `F.linear` uses) serves.
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+# Below so many multiplications the preparations cost more than oneDNN saves; more so where gradients are wanted.
+MIN_PRODUCTS, MIN_PRODUCTS_WITH_GRADIENTS = 2**19, 2**27
+STORED_AS = ("float32", "bfloat16", "int8")
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, with float32 products on the CPU done by oneDNN: the same sums in another order.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether a vector is added.
+    """
+
+    def forward(self, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape F"]:
+        """Return x @ weight.T + bias."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Float[Tensor, "*shape C"], weight: Float[Tensor, "F C"], bias: Tensor | None = None) -> Tensor:
+    """Return x @ weight.T + bias by the faster library; `F.linear` is the explicit twin.
+
+    Args:
+        x: Vectors of width C.
+        weight: One row for each output.
+        bias: Added to every vector.
+    """
+    if not _suits_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _OneDNNLinear.apply(x, weight, bias)
+    return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    n_rows = x.numel() // x.shape[-1]
+    least = MIN_PRODUCTS_WITH_GRADIENTS if torch.is_grad_enabled() else MIN_PRODUCTS
+    return (
+        n_rows * weight.numel() >= least
+        and _ONEDNN is not None
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and not (n_rows == 1 and not weight.is_contiguous())  # stored by columns, for MKL: see `store_for_generation`
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _ONEDNN(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        d_rows = d_y.reshape(-1, d_y.shape[-1])  # (N, F)
+        return (
+            _ONEDNN(d_y, weight.t(), None, "none", [], "") if for_x else None,
+            d_rows.t() @ x.reshape(-1, x.shape[-1]) if for_weight else None,  # here MKL is as fast
+            d_rows.sum(0) if for_bias else None,
+        )
+
+
+class StoredLinear(nn.Module):
+    """A linear layer for generation alone, its matrix kept in fewer bits.
+
+    Args:
+        layer: The layer whose values are taken; it stays as it is.
+        stored_as: "bfloat16", or "int8": whole numbers from -127 to 127 with one scale a row.
+
+    Source: int8: Dettmers et al. 2022, "LLM.int8()", section 2.1, absmax quantisation, here by row.
+    """
+
+    def __init__(self, layer: nn.Linear, stored_as: str):
+        super().__init__()
+        matrix = layer.weight.detach()
+        scale = matrix.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127 if stored_as == "int8" else None
+        matrix = matrix.bfloat16() if scale is None else (matrix / scale[:, None]).round().to(torch.int8)
+        self.register_buffer("matrix", matrix.contiguous())
+        self.register_buffer("scale", None if scale is None else scale.bfloat16())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+
+    def forward(self, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape F"]:
+        """Return the layer's output in x's dtype; the product itself is in bfloat16."""
+        half = x.bfloat16()
+        if self.scale is None:
+            y = F.linear(half, self.matrix)
+        elif x.device.type == "cpu" and x.shape[-1] % 16 == 0:  # the kernel reads 16 numbers at once
+            y = torch._weight_int8pack_mm(half.view(-1, x.shape[-1]), self.matrix, self.scale).view(*x.shape[:-1], -1)
+        else:
+            y = F.linear(half, self.matrix.bfloat16()) * self.scale
+        y = y.to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+def store_for_generation(model: nn.Module, stored_as: str = "float32") -> nn.Module:
+    """Change how a model's matrices lie in memory, so that generating one token at a time reads them faster.
+
+    A single row times a matrix is a pass over memory, so the layout and the number of bits decide how long it takes. In
+    float32 names, shapes and values stay as they are. With fewer bits the model can only generate: it cannot be trained
+    or saved any more, and its scores change a little.
+
+    Args:
+        model: Its linear layers are changed in place.
+        stored_as: "float32", "bfloat16" (half the bytes) or "int8" (a quarter).
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: `stored_as` is none of these, or the model is stored in fewer bits already.
+    """
+    if stored_as not in STORED_AS:
+        raise ValueError(f"stored_as must be one of {', '.join(STORED_AS)}, got stored_as={stored_as!r}")
+    if is_stored_in_few_bits(model):
+        raise ValueError(f"stored_as must be chosen once, got stored_as={stored_as!r} for a model in fewer bits already")
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and stored_as == "float32":
+            _store_in_float32(layer)
+        elif isinstance(layer, nn.Linear):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, StoredLinear(layer, stored_as))
+    return model
+
+
+def is_stored_in_few_bits(model: nn.Module) -> bool:
+    """Say whether `store_for_generation` has put a model into fewer bits than it was trained in."""
+    return any(isinstance(layer, StoredLinear) for layer in model.modules())
+
+
+def _store_in_float32(layer: nn.Linear) -> None:
+    # MKL runs through a matrix that is stored by columns, one thread alone, as fast as memory allows, where the columns
+    # are the longer side; oneDNN's threads share the rows of a large one.
+    n_out, n_in = layer.weight.shape
+    shared = _ONEDNN is not None and torch.get_num_threads() > 1 and layer.weight.numel() >= MIN_PRODUCTS
+    by_columns = n_out >= n_in and not shared
+    layer.weight.data = layer.weight.data.t().contiguous().t() if by_columns else layer.weight.data.contiguous()
