@@ -188,7 +188,6 @@ def stream(
     return _stream(model, ids, max_new_tokens, settings, stop_token, use_cache)
 
 
-@torch.no_grad()
 def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iterator[Tensor]:
     was_training = model.training
     model.eval()
@@ -197,7 +196,7 @@ def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iter
         finished = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
             logits = predict.logits()
-            if not math.isfinite(logits.sum().item()):  # one number tells it: a sum is finite where all its terms are
+            if not math.isfinite(logits.sum()):  # one number tells it: a sum is finite where all its terms are
                 raise ValueError(
                     "the model's scores must be finite, got inf or nan: its weights are too large, or damaged"
                 )
@@ -232,6 +231,7 @@ class _Predictor:
         if self.cache is not None and self.cache.length >= self.limit:
             self.cache = None
 
+    @torch.no_grad()
     def logits(self) -> Tensor:
         """Return the scores of the next token, (B, V)."""
         if self.cache is None:

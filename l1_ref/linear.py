@@ -129,7 +129,7 @@ def store_for_generation(model: nn.Module, stored_as: str = "float32") -> nn.Mod
     if stored_as not in STORED_AS:
         raise ValueError(f"stored_as must be one of {', '.join(STORED_AS)}, got stored_as={stored_as!r}")
     if is_stored_in_few_bits(model):
-        raise ValueError(f"stored_as must be chosen once, got stored_as={stored_as!r} for a model in fewer bits already")
+        raise ValueError(f"stored_as must be chosen once, got stored_as={stored_as!r} for a model in few bits already")
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and stored_as == "float32":
             _store_in_float32(layer)

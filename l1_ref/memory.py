@@ -14,7 +14,8 @@ def training_memory(config: L1Config, batch_size: int, dtype: torch.dtype, check
 
     Weights, gradients and AdamW's two moments are float32 whatever the dtype. Activations are what the backward pass
     needs, on the CPU; on CUDA the fused kernel keeps no attention weights even with dropout, so it takes less. The
-    half-precision copies of the weights are counted with the activations, since the backward pass holds them.
+    half-precision copies of the weights are counted with the activations, since the backward pass holds them. The step
+    is the textbook's, `cross_entropy(model(x), y)`; `train_step` holds fewer logits (see `linear_cross_entropy`).
 
     Args:
         config: The model's configuration.

@@ -35,14 +35,12 @@ from l1_ref import (
     build_optimizer,
     count_parameters,
     from_gpt2,
-    store_for_generation,
     train_step,
 )
 from l1_ref.files import write_json
 from l1_ref.memory import flops_per_token
 
 LR, BETAS, WEIGHT_DECAY, MAX_NORM = 1e-4, (0.9, 0.99), 0.1, 1.0
-PROMPT_TOKENS = 16
 COLUMNS = {"L1": 10, "transformers": 14, "litgpt": 10}  # of the printed table, and their widths
 # Dense bfloat16 TFLOP/s by the makers' data sheets; the first name found in the device's name counts.
 CUDA_PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165}
@@ -195,19 +193,6 @@ def matmul_rate(device: str) -> Turn:
     return lambda: timed(lambda: [torch.mm(a, b, out=out) for _ in range(times)], times * 2 * n**3, device)
 
 
-def copy_rate(device: str) -> Turn:
-    """Measure a large copy, bytes/s read and written."""
-    source = torch.ones(2**26, device=device)  # 256 MiB, beyond any cache
-    target = torch.empty_like(source)
-    return lambda: timed(lambda: target.copy_(source), 2 * source.nbytes, device)
-
-
-def read_rate(device: str) -> Turn:
-    """Measure a large matrix by a vector, bytes/s read: what generating one token is made of."""
-    matrix, vector = torch.ones(2**15, 2**11, device=device), torch.ones(2**11, device=device)
-    return lambda: timed(lambda: matrix @ vector, matrix.nbytes, device)
-
-
 def bench_training(size: Size, device: str, rounds: int, turn_s: float) -> dict:
     """Measure training, tokens/s."""
     torch.manual_seed(0)
@@ -234,57 +219,23 @@ def bench_training(size: Size, device: str, rounds: int, turn_s: float) -> dict:
     return result
 
 
-def bench_generation(device: str, rounds: int, new_tokens: int) -> dict:
-    """Measure greedy generation at batch 1 with 124M parameters in float32, new tokens/s, each with its own cache."""
-    from litgpt.generate.base import generate as litgpt_generate
-
-    torch.manual_seed(0)
-    config = L1Config(dropout=0.0)
-    models = {name: model.eval() for name, model in build_models(config, device).items()}
-    prompt = torch.randint(config.vocab_size, (1, PROMPT_TOKENS), device=device)
-    length = PROMPT_TOKENS + new_tokens
-    ours, theirs, litgpt = models.values()
-    store_for_generation(ours)  # as load_run and load_gpt2 do
-    litgpt.max_seq_length = length
-    litgpt.set_kv_cache(batch_size=1, device=torch.device(device))
-    options = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
-    ways = {
-        "L1": lambda: ours.generate(prompt, max_new_tokens=new_tokens, do_sample=False),
-        "transformers": lambda: theirs.generate(prompt, max_new_tokens=new_tokens, **options),
-        "litgpt": lambda: litgpt_generate(litgpt, prompt[0], length, temperature=0.0),
-    }
-    texts = {name: way().view(-1) for name, way in ways.items()}
-    assert all(len(text) == length for text in texts.values()), "all three must produce every token"
-    assert torch.equal(texts["L1"], texts["transformers"]), "equal weights must write the same text"
-    turns = {name: partial(timed, way, new_tokens, device) for name, way in ways.items()}
-    rates = measure(turns | {"copy": copy_rate(device), "read": read_rate(device)}, rounds)
-    result = {"name": f"124M, batch 1, {PROMPT_TOKENS} + {new_tokens} tokens"} | summary(rates)
-    weights = sum(p.nbytes for p in ours.parameters()) - ours.embedding.position.weight.nbytes
-    return result | {"share_of_read": result["median"]["L1"] * weights / result["median"]["read"]}
-
-
 def show(title: str, results: list[dict]) -> None:
     """Print one table: rates, then L1's ratio to each peer with its range."""
-    print(f"\n{title:40}{'L1':>10}{'transformers':>14}{'litgpt':>10}   {'L1 / transformers':22}L1 / litgpt")
+    print(f"\n{title:44}{'L1':>10}{'transformers':>14}{'litgpt':>10}   {'L1 / transformers':22}L1 / litgpt")
     for result in results:
         median, low, high = result["median"], result["ratio_low"], result["ratio_high"]
         digits = ".0f" if median["L1"] >= 100 else ".1f"
-        rates = "".join(f"{median[name]:{width},{digits}}" for name, width in COLUMNS.items())
+        rates = "".join(f"{median[n]:{w},{digits}}" if n in median else " " * w for n, w in COLUMNS.items())
         ratios = [f"{ratio:.2f} ({low[name]:.2f} to {high[name]:.2f})" for name, ratio in result["ratio"].items()]
-        print(f"{result['name']:40}{rates}   {ratios[0]:22}{ratios[1]}")
+        print(f"{result['name']:44}{rates}   {''.join(f'{ratio:22}' for ratio in ratios)}", flush=True)
 
 
-def show_machine(training: list[dict], generation: dict) -> None:
-    """Print what the machine can do, and how much of it L1 used."""
-    print("\nthis machine, measured in the same rounds")
-    for result in training:
-        peak = result.get("share_of_peak")
-        of_peak = f", {peak:.1%} of the device's peak" if peak else ""
-        rate = result["median"]["matmul"] / 1e9
-        print(f"  {result['name']:38}matrix products {rate:,.0f} GFLOP/s; L1 {result['share_of_matmul']:.0%}{of_peak}")
-    copy, read = (generation["median"][name] / 1e9 for name in ("copy", "read"))
-    share = f"L1 {generation['share_of_read']:.0%} of the read rate"
-    print(f"  {generation['name']:38}copy {copy:.1f} GB/s, matrix by vector {read:.1f} GB/s read; {share}")
+def show_share(result: dict) -> None:
+    """Print how much of this machine's matrix products a training step reaches."""
+    peak = result.get("share_of_peak")
+    of_peak = f", {peak:.1%} of the device's peak" if peak else ""
+    rate = result["median"]["matmul"] / 1e9
+    print(f"    matrix products of the same rounds {rate:,.0f} GFLOP/s; L1 {result['share_of_matmul']:.0%}{of_peak}")
 
 
 def about(device: str) -> dict:
@@ -293,31 +244,42 @@ def about(device: str) -> dict:
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "system": platform.platform(),
-        "threads": torch.get_num_threads(),
         "dtype": "float32" if device == "cpu" else "bfloat16 autocast in training, float32 in generation",
     } | {name: version(name) for name in names}
 
 
 def main() -> None:
     """Measure, print, and write JSON where asked."""
+    from tests import bench_costs, bench_generation
+
     parser = argparse.ArgumentParser(description="L1's speed beside transformers and litgpt")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns: about a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns: a few minutes")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's choice where not given")
+    parser.add_argument("--threads", type=int, nargs="*", help="CPU threads; one, and torch's choice, where not given")
+    parser.add_argument("--only", choices=("training", "generation", "costs"), help="one part alone")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    rounds, turn_s, new_tokens = (3, 0.5, 16) if options.quick else (9, 2.0, 64)
-    facts = about(options.device)
-    print("\n".join(f"{name:14}{value}" for name, value in facts.items()), flush=True)
-    training = [bench_training(size, options.device, rounds, turn_s) for size in sizes(options.device)]
-    show("training, tokens/s", training)
-    generation = bench_generation(options.device, rounds, new_tokens)
-    show("generation, new tokens/s", [generation])
-    show_machine(training, generation)
+    most = torch.get_num_threads()
+    threads = options.threads or (sorted({1, most}) if options.device == "cpu" else [most])
+    rounds, turn_s = (3, 0.5) if options.quick else (9, 2.0)
+    results: dict = {"about": about(options.device), "rounds": rounds}
+    print("\n".join(f"{name:14}{value}" for name, value in results["about"].items()), flush=True)
+    for n in threads:
+        torch.set_num_threads(n)
+        title = f"{n} thread{'s' * (n > 1)}"
+        if options.only in (None, "training"):
+            training = [bench_training(size, options.device, rounds, turn_s) for size in sizes(options.device)]
+            show(f"training, tokens/s, {title}", training)
+            for result in training:
+                show_share(result)
+            results[f"training, {title}"] = training
+        if options.only in (None, "generation"):
+            results[f"generation, {title}"] = bench_generation.run(options.device, rounds, options.quick, title)
+    torch.set_num_threads(most)
+    if options.only in (None, "costs"):
+        results["costs"] = bench_costs.run(options.device, options.quick)
     if options.json:
-        write_json(options.json, {"about": facts, "rounds": rounds, "training": training, "generation": generation})
+        write_json(options.json, results)
 
 
 if __name__ == "__main__":

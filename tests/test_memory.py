@@ -46,6 +46,20 @@ def test_activations_are_predicted_within_one_percent(config, batch_size, dtype,
     assert predicted == pytest.approx(measured(config, batch_size, dtype, checkpointing), rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "checkpointing"),
+    [
+        ("small", torch.float32, False),
+        ("small", torch.bfloat16, True),
+        ("gpt2", torch.float32, True),
+    ],
+)
+def test_a_batch_of_one_of_the_larger_presets_is_predicted_within_three_percent(name, dtype, checkpointing):
+    config = PRESETS[name]
+    predicted = training_memory(config, 1, dtype, checkpointing)["activations"]
+    assert predicted == pytest.approx(measured(config, 1, dtype, checkpointing), rel=0.03)
+
+
 @DTYPES
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("variant", [{"position_encoding": "sinusoidal"}, {"tie_weights": False}], ids=str)

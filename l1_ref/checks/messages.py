@@ -208,7 +208,7 @@ def _case(story: Story, index: int, name: str) -> list[str]:
     dim = story.inputs[index].get("dim", -1)
     found = difference(want, value, probe.axes, dim if isinstance(dim, int) else -1)
     at = f" at {found.where}" if found.where else ""
-    shape = f"     {named_shape(want, probe.axes)}{at}" if hasattr(want, "shape") and found.what == "values" else ""
+    shape = f"     {named_shape(want, probe.axes)}{at}" if getattr(want, "ndim", 0) and found.what == "values" else ""
     label = "" if name == OUTPUT else f"     [{name}{', those that differ' * isinstance(want, dict)}]"
     return [*lines, f"expected  {found.expected}     got  {found.got}{shape}{label}"]
 

@@ -356,7 +356,8 @@ def observe_step(
         inputs: Among them "model" and "optimizer", and "scaler" where there is one.
         gradient: Without a meaning here.
         seed: Fixes torch's random numbers during the step.
-        events: Methods whose calls are recorded; those on which right styles differ are left out.
+        events: Methods whose calls are recorded, of the optimizer, the scaler, torch.nn.utils and torch.autograd; those
+            on which right styles differ are left out.
     """
     given = copy.deepcopy(inputs)
     order: list[str] = []
@@ -367,9 +368,9 @@ def observe_step(
 
     try:
         with contextlib.ExitStack() as spies:
-            for owner in (given["optimizer"], given.get("scaler"), nn.utils):
-                for method in ("zero_grad", "unscale_", "clip_grad_norm_", "step", "update"):
-                    if hasattr(owner, method) and method in (*events, "step"):
+            for owner in (given["optimizer"], given.get("scaler"), nn.utils, torch.autograd):
+                for method in {*events, "step"}:
+                    if hasattr(owner, method):
                         told = on_step if owner is given["optimizer"] and method == "step" else None
                         spies.enter_context(_spy(owner, method, order, told))
             output = _seeded(candidate, given, seed)

@@ -1,0 +1,492 @@
+"""The check of 08_generation on drawing: sample."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l1_ref.checks.compare import Failure, Rough, kind
+from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
+from l1_ref.checks.nucleus import from_chances
+from l1_ref.checks.observe import OUTPUT, Observation, copies, observe_draws
+from l1_ref.generation import sample, top_k_filter, top_p_filter
+
+_COLUMN = "the output"
+_TOGETHER = "rows with the same scores"
+_N_COPIES = 600  # of each row, where draws are counted
+
+
+def observe_repeats(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+    """Record what a draw looks like, and how it follows the generator: two calls with one, and torch's own.
+
+    Args:
+        candidate: The function, which takes "generator" last.
+        inputs: Its arguments.
+        gradient: Without a meaning here.
+        seed: Of the generators.
+    """
+    seen = observe_draws(candidate, inputs, gradient, seed, lambda output, given: looks(output), _nothing, n_calls=0)
+    if isinstance(seen.get(OUTPUT), Failure):
+        return seen
+    seen.pop("how often each was drawn")
+    given = copies(inputs)
+    for name, generator in (
+        ("a second call with the same generator", torch.Generator().manual_seed(seed)),
+        ("a second call without a generator", None),
+    ):
+        torch.default_generator.manual_seed(seed)
+        draws = [candidate(*{**given, "generator": generator}.values()) for _ in range(4)]
+        seen[name] = "the same draw" if all(_equal(draws[0], draw) for draw in draws[1:]) else "another draw"
+    return seen
+
+
+def _nothing(output: Any, inputs: Inputs) -> list:
+    return []
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+
+
+def looks(output: Any) -> Any:
+    """Say what an output looks like, without the numbers that chance chose."""
+    if isinstance(output, Tensor):
+        return f"{output.dtype}, shape {tuple(output.shape)}"
+    return kind(output) if output is not None else None
+
+
+def counted(ids: Sequence[int], n_kinds: int) -> Observation:
+    """Say which ids were drawn for each kind of row, and how often; row i is of kind i modulo their number.
+
+    Args:
+        ids: What was drawn, one id a row.
+        n_kinds: The number of kinds.
+    """
+    seen: Observation = {}
+    for row in range(n_kinds):
+        drawn = Counter(ids[row::n_kinds])
+        n = drawn.total()
+        seen[f"the ids drawn for row {row}"] = sorted(drawn)
+        # Five standard deviations of the difference of two such shares, so that no right style falls out by chance.
+        seen[f"how often, for row {row}"] = {
+            f"id {i}": Rough(drawn[i] / n, 5 * (2 * drawn[i] / n * (1 - drawn[i] / n) / n) ** 0.5 + 0.5 / n)
+            for i in sorted(drawn)
+        }
+    return seen
+
+
+def together(draw: Callable[[int], list[int]], n_kinds: int, n_more: int = 6) -> bool:
+    """Say whether rows of one kind always draw the same id, though that id differs from call to call.
+
+    Args:
+        draw: Returns the ids drawn on a seed.
+        n_kinds: Row i is of kind i modulo this number.
+        n_more: Number of further calls.
+    """
+    first = draw(0)
+    if any(len(set(first[row::n_kinds])) > 1 for row in range(n_kinds)):
+        return False
+    return any(draw(1 + n) != first for n in range(n_more))
+
+
+def _observe_counts(
+    candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_copies: int = _N_COPIES
+) -> Observation:
+    """Draw once for many copies of each row, and count."""
+    rows = inputs["logits"]
+    given = inputs | {"logits": rows.repeat(n_copies, 1)}
+    if "generator" in inputs:
+        given["generator"] = torch.Generator().manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    mine = copies(given)
+    try:
+        output = candidate(*mine.values())
+        if not isinstance(output, Tensor) or output.shape != (len(given["logits"]), 1) or output.is_floating_point():
+            return {_COLUMN: looks(output)}
+        if together(lambda n: _ids(candidate, given, seed + n), len(rows)):
+            return {_TOGETHER: "all draw the same id"}
+    except Exception as error:
+        return {OUTPUT: Failure(error)}
+    kept = torch.equal(mine["logits"], given["logits"])
+    seen = {_COLUMN: looks(output), "the input logits": "as it was" if kept else "changed in place"}
+    return seen | counted(output.flatten().tolist(), len(rows))
+
+
+def _ids(candidate: Callable, given: Inputs, seed: int) -> list[int]:
+    torch.default_generator.manual_seed(seed)
+    generator = {"generator": torch.Generator().manual_seed(seed)} if "generator" in given else {}
+    return candidate(*(copies(given) | generator).values()).flatten().tolist()
+
+
+# Wrong versions: a way from scores to ids, with switches.
+
+
+def _heat(logits: Tensor, temperature: float, k: int | None, p: float | None) -> Tensor:
+    return logits / temperature
+
+
+def _cut_k(logits: Tensor, temperature: float, k: int | None, p: float | None) -> Tensor:
+    return logits if k is None else top_k_filter(logits, k)
+
+
+def _cut_p(logits: Tensor, temperature: float, k: int | None, p: float | None) -> Tensor:
+    return logits if p is None else top_p_filter(logits, p)
+
+
+def _cut_one(logits: Tensor, temperature: float, k: int | None, p: float | None) -> Tensor:
+    return top_k_filter(logits, k) if k is not None else _cut_p(logits, temperature, k, p)
+
+
+def _cut_other(logits: Tensor, temperature: float, k: int | None, p: float | None) -> Tensor:
+    return top_p_filter(logits, p) if p is not None else _cut_k(logits, temperature, k, p)
+
+
+def _cut_both_only(logits: Tensor, temperature: float, k: int | None, p: float | None) -> Tensor:
+    return logits if k is None or p is None else top_p_filter(top_k_filter(logits, k), p)
+
+
+def _cut_apart(logits: Tensor, temperature: float, k: int | None, p: float | None) -> Tensor:
+    """Keep what both filters keep of the whole distribution."""
+    both = [cut(logits, temperature, k, p) == -math.inf for cut in (_cut_k, _cut_p)]
+    return logits.masked_fill(both[0] | both[1], -math.inf)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(-1)
+
+
+def _draw(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.multinomial(chances, 1, generator=generator)
+
+
+def _likeliest(chances: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return chances.argmax(-1, keepdim=True)
+
+
+def _greedy(logits: Tensor, **settings: Any) -> Tensor:
+    return logits.argmax(-1, keepdim=True)
+
+
+def _sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    steps: Sequence[Callable] = (_heat, _cut_k, _cut_p),
+    zero: Callable | None = _greedy,
+    scores: Callable[[Tensor], Tensor] = lambda logits: logits,
+    chances: Callable[[Tensor], Tensor] = _softmax,
+    draw: Callable[[Tensor, torch.Generator | None], Tensor] = _draw,
+    finish: Callable[[Tensor, Tensor], Any] = lambda ids, logits: ids,
+) -> Any:
+    """Draw with switches: each mistake sets one, or a few."""
+    if zero is not None and temperature == 0:
+        return zero(logits, top_k=top_k, top_p=top_p, generator=generator)
+    heated = scores(logits)
+    for step in steps:
+        heated = step(heated, temperature, top_k, top_p)
+    return finish(draw(chances(heated), generator), heated)
+
+
+def _with_default(**defaults: Any) -> Callable:
+    """Return a version in which a setting that is not given has another value."""
+    return lambda logits, *settings: _sample(logits, *settings, **({} if settings else defaults))
+
+
+def _as_rank(ids: Tensor, heated: Tensor) -> Tensor:
+    """Return places in the sorted list, where ids of the vocabulary are wanted."""
+    return heated.argsort(-1, descending=True).argsort(-1).gather(-1, ids)
+
+
+def _own_generator(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    fresh = torch.Generator()
+    fresh.seed()
+    return _draw(chances, fresh)
+
+
+def _fixed_seed(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _draw(chances, torch.Generator().manual_seed(42))
+
+
+def _reseeded(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is not None:
+        generator.manual_seed(generator.initial_seed())
+    return _draw(chances, generator)
+
+
+def _same_start(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _draw(chances, torch.Generator().manual_seed(0) if generator is None else generator)
+
+
+def _unseeded_if_none(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _own_generator(chances, None) if generator is None else _draw(chances, generator)
+
+
+def _one_for_all(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    u = torch.rand(1, generator=generator)
+    return (chances.cumsum(-1) < u).sum(-1, keepdim=True).clamp(max=chances.shape[-1] - 1)
+
+
+def _by_first_row(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.multinomial(chances[0], len(chances), replacement=True, generator=generator)[:, None]
+
+
+def _flat(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.multinomial(chances.mean(0), len(chances), replacement=True, generator=generator)[:, None]
+
+
+def _zero_kept(logits: Tensor) -> Tensor:
+    return logits.masked_fill(logits == -math.inf, 0.0).softmax(-1)
+
+
+def _drawing_in_place(logits: Tensor, *settings: Any) -> Tensor:
+    ids = _sample(logits, *settings)
+    logits /= settings[0] if settings and settings[0] else 1.0
+    logits -= logits.max()
+    return ids
+
+
+# Probes. Each chance is 0, or large enough to be met; each mistake changes which ids come, or how often by far.
+
+_DEFAULT = (0.83, 0.065, 0.06, 0.045)
+_FLAT = (0.36, 0.28, 0.2, 0.16)
+_COLD = (0.4, 0.3, 0.2, 0.1)
+_SIX, _OTHER_SIX = (0.34, 0.22, 0.16, 0.12, 0.09, 0.07), (0.41, 0.19, 0.15, 0.11, 0.08, 0.06)
+
+
+def _rows(*rows: Sequence[float], **settings: Any) -> Callable[[torch.Generator], Inputs]:
+    return lambda generator: {"logits": from_chances(rows, generator, level=4.0), **settings, "generator": None}
+
+
+def _only_logits(generator: torch.Generator) -> Inputs:
+    return {"logits": from_chances((_DEFAULT,), generator, level=4.0)}
+
+
+def _repeated(generator: torch.Generator) -> Inputs:
+    logits = from_chances((_FLAT, _COLD, _FLAT), generator).repeat(3, 1)
+    return {"logits": logits, "temperature": 1.5, "top_k": 3, "top_p": 0.95, "generator": None}
+
+
+_ORDER = "temperature, then k, then p: whoever reads your settings expects this order."
+_SOURCE = "whoever hands in a generator of the same seed must get the same draws again, or no text can be repeated."
+
+SAMPLE = Exercise(
+    name="sample",
+    notebook="08_generation",
+    reference=sample,
+    observe=_observe_counts,
+    probes=tuple(
+        partial(Probe, gradient=False)(*each, **more)
+        for *each, more in (
+            ("nine rows, and how they follow the generator", _repeated, {"observe": observe_repeats}),
+            # Many copies: defaults of 1 and 0.8 are not far apart.
+            ("nothing but the scores", _only_logits, {"observe": partial(_observe_counts, n_copies=4000)}),
+            ("cold", _rows(_COLD, _FLAT, temperature=0.4, top_k=None, top_p=None), {}),
+            ("hot", _rows((0.74, 0.2, 0.06), (0.84, 0.1, 0.06), temperature=3.0, top_k=None, top_p=None), {}),
+            ("top-k alone", _rows(_SIX, _OTHER_SIX, temperature=1.0, top_k=2, top_p=None), {}),
+            ("top-p alone", _rows(_SIX, _OTHER_SIX, temperature=1.0, top_k=None, top_p=0.65), {}),
+            ("top-k and top-p", _rows(_SIX, _OTHER_SIX, temperature=1.0, top_k=4, top_p=0.65), {}),
+            ("hot, with top-p", _rows(_SIX, _OTHER_SIX, temperature=3.0, top_k=None, top_p=0.64), {}),
+            ("hot, with all settings", _rows(_SIX, _OTHER_SIX, temperature=3.0, top_k=4, top_p=0.62), {}),
+            ("cold, with all settings", _rows(_SIX, _OTHER_SIX, temperature=0.5, top_k=3, top_p=0.885), {}),
+            ("temperature 0", _rows(_FLAT, _COLD, temperature=0.0, top_k=None, top_p=None), {"edge": True}),
+            ("temperature 0 and top-k", _rows(_FLAT, _COLD, temperature=0.0, top_k=3, top_p=None), {"edge": True}),
+        )
+    ),
+    mistakes=(
+        Mistake(
+            "the temperature is ignored",
+            "it decides how bold the draws are; it acts before the filters.",
+            partial(_sample, steps=(_cut_k, _cut_p)),
+        ),
+        Mistake(
+            "the scores are multiplied by the temperature",
+            "a hot distribution must be flat: divide.",
+            lambda *given: _sample(*given, steps=(lambda x, t, k, p: x * t, _cut_k, _cut_p)),
+        ),
+        Mistake(
+            "the temperature comes after top-p",
+            f"p is then measured on other chances than those that are drawn from. {_ORDER.capitalize()}",
+            partial(_sample, steps=(_cut_k, _cut_p, _heat)),
+        ),
+        Mistake(
+            "top-p is measured before top-k",
+            f"p is a share of what k has left. {_ORDER.capitalize()}",
+            partial(_sample, steps=(_heat, _cut_p, _cut_k)),
+            (lambda *given: _sample(*given, steps=(_heat, _cut_apart)),),
+        ),
+        Mistake(
+            "the order is turned round: top-p, top-k, temperature",
+            _ORDER.capitalize(),
+            lambda *given: _sample(*given, steps=(_cut_p, _cut_k, _heat)),
+        ),
+        Mistake(
+            "top_k is ignored",
+            "None alone keeps all tokens.",
+            partial(_sample, steps=(_heat, _cut_p)),
+        ),
+        Mistake(
+            "top_p is ignored",
+            "None alone keeps all tokens.",
+            partial(_sample, steps=(_heat, _cut_k)),
+        ),
+        Mistake(
+            "of two filters only one is applied",
+            "with else or elif the second is passed over; each has an if of its own.",
+            lambda *given: _sample(*given, steps=(_heat, _cut_one)),
+            (
+                lambda *given: _sample(*given, steps=(_heat, _cut_other)),
+                lambda *given: _sample(*given, steps=(_heat, _cut_both_only)),
+            ),
+        ),
+        Mistake(
+            "softmax is missing: it draws by the scores",
+            "multinomial takes weights: scores below 0 are none, and the others are not the shares that softmax gives.",
+            partial(_sample, chances=lambda heated: heated),
+            (lambda *given: _sample(*given, chances=lambda heated: heated.clamp(min=0)),),
+        ),
+        Mistake(
+            "softmax is applied twice",
+            "probabilities taken for scores come out nearly even.",
+            lambda *given: _sample(*given, scores=_softmax),
+            (
+                lambda *given: _sample(*given, chances=lambda heated: _softmax(_softmax(heated))),
+                lambda *given: _sample(*given, steps=(_heat, lambda x, t, k, p: _softmax(x), _cut_k, _cut_p)),
+            ),
+        ),
+        Mistake(
+            "softmax goes along the batch (dim=0)",
+            "each row is a text of its own, with its own probabilities.",
+            lambda *given: _sample(*given, chances=lambda heated: heated.softmax(0).nan_to_num(0.0)),
+            (lambda *given: _sample(*given, chances=lambda heated: heated.softmax(0)),),
+        ),
+        Mistake(
+            "removed tokens are drawn all the same: their scores become 0, not -inf",
+            "softmax gives a score of 0 its share; only -inf becomes a chance of 0.",
+            lambda *given: _sample(*given, chances=_zero_kept),
+        ),
+        Mistake(
+            "nothing is drawn: the likeliest id comes each time",
+            "that is greedy, for temperature 0 alone.",
+            lambda *given: _sample(*given, draw=_likeliest),
+        ),
+        Mistake(
+            "all ids that are left are drawn equally often",
+            "the likelier token must come more often.",
+            lambda *given: _sample(*given, chances=lambda heated: (heated.softmax(-1) > 0).float()),
+        ),
+        Mistake(
+            "there is one draw for the whole batch",
+            "each row is a text of its own: the same chance number for all ties them together.",
+            lambda *given: _sample(*given, draw=_one_for_all),
+        ),
+        Mistake(
+            "the chances of one row are used for all rows",
+            "each row has its own scores.",
+            lambda *given: _sample(*given, draw=_by_first_row),
+            (lambda *given: _sample(*given, draw=_flat),),
+        ),
+        Mistake(
+            "a place in the sorted scores comes back, not an id of the vocabulary",
+            "what was drawn from sorted or chosen scores must be looked up in their indices: gather.",
+            lambda *given: _sample(*given, zero=None if len(given) < 2 or given[1] else _greedy, finish=_as_rank),
+        ),
+        Mistake(
+            "the axis is lost: (B,) comes back, not (B, 1)",
+            "the ids are appended to (B, T) as one more column.",
+            lambda *given: _sample(*given)[:, 0],
+            (lambda *given: _sample(*given, zero=None if len(given) > 1 and given[1] else _greedy)[:, 0],),
+        ),
+        Mistake(
+            "at temperature 0 the axis is lost: (B,), not (B, 1)",
+            "both ways through the function must return a column.",
+            lambda *given: _sample(*given, zero=lambda logits, **settings: logits.argmax(-1)),
+            (lambda *given: _sample(*given, finish=lambda ids, heated: ids[:, 0]),),
+        ),
+        Mistake(
+            "more than one id a row is drawn",
+            "num_samples=1: one id a row.",
+            lambda *given: _sample(*given, draw=lambda c, g: torch.multinomial(c, 2, replacement=True, generator=g)),
+        ),
+        Mistake(
+            "a score or a probability comes back, not an id",
+            "return what multinomial drew.",
+            lambda *given: _sample(*given, finish=lambda ids, heated: heated.softmax(-1).gather(-1, ids)),
+            (
+                lambda *given: _sample(*given, finish=lambda ids, heated: heated),
+                lambda *given: _sample(*given, finish=lambda ids, heated: heated.softmax(-1)),
+            ),
+        ),
+        Mistake(
+            "temperature 0 divides by zero",
+            "0 is the limit of colder and colder draws: the likeliest id, without a division.",
+            lambda *given: _sample(*given, zero=None),
+        ),
+        Mistake(
+            "temperature 0 is taken for 1: ids are drawn",
+            "0 is greedy; `if temperature` is false for 0.",
+            lambda *given: _sample(*given, zero=lambda logits, **settings: _sample(logits, 1.0, *settings.values())),
+        ),
+        Mistake(
+            "the generator is not used",
+            _SOURCE,
+            lambda *given: _sample(*given, draw=lambda chances, generator: _draw(chances, None)),
+            (lambda *given: _sample(*given, draw=_own_generator),),
+        ),
+        Mistake(
+            "a seed is set inside: every call draws the same",
+            "the seed is the caller's choice; with yours, each step of a text would meet the same chance.",
+            lambda *given: _sample(*given, draw=_fixed_seed),
+            (lambda *given: _sample(*given, draw=_reseeded),),
+        ),
+        Mistake(
+            "without a generator, torch's own is not used",
+            "None means torch's own: pass it on as it is, so that torch.manual_seed rules it.",
+            lambda *given: _sample(*given, draw=_same_start),
+            (lambda *given: _sample(*given, draw=_unseeded_if_none),),
+        ),
+        Mistake(
+            "a setting that is not given has another default",
+            "without settings it draws by the model's own chances: temperature 1, and all tokens.",
+            _with_default(temperature=0.3),
+            tuple(
+                _with_default(**defaults)
+                for defaults in (
+                    {"temperature": 0.0},
+                    {"temperature": 0.5},
+                    {"temperature": 0.7},
+                    {"temperature": 0.8},
+                    {"top_p": 0.9},
+                    {"top_k": 2},
+                )
+            ),
+        ),
+        Mistake(
+            "logits is changed in place",
+            "the caller may still need the scores.",
+            _drawing_in_place,
+        ),
+    ),
+    properties=(
+        Property(
+            "the result is whole numbers of shape (B, 1)",
+            lambda f, **given: (
+                (ids := f(*given.values())).shape == (len(given["logits"]), 1) and ids.dtype == torch.int64
+            ),
+        ),
+    ),
+    hints=(
+        "Five steps in a row, each on what the one before left. Which of them may be missing, and when?",
+        "`is not None` tells a setting that was given. Temperature 0 needs a way of its own, before the division.",
+        "Plan: at temperature 0 return greedy. Divide; if there is a k, filter by it; if there is a p, filter what is "
+        "left; softmax along the vocabulary; multinomial with one sample and the generator.",
+    ),
+)
+
+EXERCISES = (SAMPLE,)

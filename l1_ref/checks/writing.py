@@ -1,0 +1,719 @@
+"""The check of 08_generation on the loop: generate."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l1_ref.attention import KVCache
+from l1_ref.checks.caches import toy_model
+from l1_ref.checks.compare import Failure
+from l1_ref.checks.draws import counted, looks, observe_repeats, together
+from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
+from l1_ref.checks.observe import OUTPUT, REPEATED, Observation
+from l1_ref.generation import generate, sample
+from l1_ref.transformer import L1Model
+
+_MODE, _RECORDED, _AFTER = "the model's mode afterwards", "steps recorded for gradients", "gradients afterwards"
+_CONFIG = {
+    "vocab_size": 9,
+    "max_seq_length": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_embd": 12,
+    "dropout": 0.0,
+    "tie_weights": False,
+}
+_NARROW = {"max_seq_length": 5}
+_GAP = 0.02  # between the two highest scores, so that no rounding changes a greedy text
+
+
+@lru_cache(maxsize=64)
+def _author(seed: int, **config: Any) -> L1Model:
+    """Build a model whose greedy texts are varied, and depend on all that it sees."""
+    model = copy.deepcopy(toy_model(seed, **(_CONFIG | config)))
+    with torch.no_grad():
+        model.embedding.position.weight *= 2
+        for block in model.blocks:
+            block.attention.qkv.weight[: 2 * model.config.n_embd] *= 1.7
+            block.attention.proj.weight *= 3
+    return model
+
+
+@torch.no_grad()
+def _greedy_texts(model: L1Model, ids: Tensor, n: int) -> Tensor:
+    """Continue prompts greedily, and leave out those where two scores are nearly the same."""
+    gap = torch.full((len(ids),), math.inf)
+    for _ in range(n):
+        best = model(ids[:, -model.config.max_seq_length :])[:, -1].topk(2)
+        gap = gap.minimum(best.values[:, 0] - best.values[:, 1])
+        ids = torch.cat((ids, best.indices[:, :1]), 1)
+    return ids[gap > _GAP]
+
+
+@lru_cache(maxsize=256)
+def _texts(seed: int, B: int, T: int, n: int, **config: Any) -> Tensor:
+    """Return prompts with greedy continuations that differ from each other."""
+    model, generator = _author(seed, **config), torch.Generator().manual_seed(seed)
+    while True:
+        ids = torch.randint(model.config.vocab_size, (8 * B, T), generator=generator)
+        texts = {tuple(text[T:]): text for text in _greedy_texts(model, ids, n).tolist()}
+        if len(texts) >= B:
+            return torch.tensor(list(texts.values())[:B])
+
+
+def _prompts(
+    B: int, T: int, max_new_tokens: int, *settings: Any, training: bool = False, **config: Any
+) -> Callable[[torch.Generator], Inputs]:
+    """Return the builder of a probe: a model, prompts, and settings in the order of the call."""
+
+    def build(generator: torch.Generator) -> Inputs:
+        seed = generator.initial_seed()
+        model = copy.deepcopy(_author(seed, **config)).train(training)
+        return _named(model, _texts(seed, B, T, max(1, max_new_tokens), **config)[:, :T], max_new_tokens, *settings)
+
+    return build
+
+
+_SETTINGS = ("temperature", "top_k", "top_p", "stop_token", "generator")
+
+
+def _named(*values: Any) -> Inputs:
+    return dict(zip(("model", "ids", "max_new_tokens", *_SETTINGS), values, strict=False))
+
+
+def _by_name(candidate: Callable) -> Callable:
+    """Hand over settings by their names: the reference takes more of them, in another order."""
+    return lambda model, ids, n, *settings: candidate(model, ids, n, **dict(zip(_SETTINGS, settings, strict=False)))
+
+
+@lru_cache(maxsize=64)
+def _stopping(seed: int, plan: tuple, n: int, stop: int | None, T: int = 3) -> tuple[int, Tensor, int]:
+    """Find prompts whose greedy continuations draw a stop token at given steps, and go on with other tokens.
+
+    Args:
+        seed: Where the search begins.
+        plan: The step of each row, counted from 1; None where it never comes within n.
+        n: Number of steps.
+        stop: The stop token, which then stands at the beginning of each prompt; any, and in no prompt, where None.
+        T: Length of a prompt.
+
+    Returns:
+        The seed of the model, the prompts and the stop token.
+    """
+    V = _CONFIG["vocab_size"]
+    while True:
+        ids = torch.randint(V, (250, T), generator=torch.Generator().manual_seed(seed))
+        if stop is not None:
+            ids[:, 0] = stop
+        texts = _greedy_texts(_author(seed), ids, n)
+        for token in range(1, V) if stop is None else [stop]:
+            rows = [_with_stop(texts, token, step, n, T, anywhere=stop is not None) for step in plan]
+            if all(map(len, rows)):
+                return seed, torch.stack([found[0] for found in rows])[:, :T], token
+        seed += 7919
+
+
+def _with_stop(texts: Tensor, token: int, step: int | None, n: int, T: int, anywhere: bool) -> Tensor:
+    """Return the texts that draw the token at this step alone, or never where that is None."""
+    came = texts[:, T : T + n] == token
+    fits = ~came.any(1) if step is None else came[:, step - 1] & (came.sum(1) == 1)
+    return texts[fits] if anywhere else texts[fits & ~(texts[:, :T] == token).any(1)]
+
+
+def _stops(*plan: int | None, n: int, stop: int | None = None) -> Callable[[torch.Generator], Inputs]:
+    """Return the builder of a probe: prompts whose rows draw the stop token at these steps."""
+
+    def build(generator: torch.Generator) -> Inputs:
+        seed, ids, token = _stopping(generator.initial_seed(), plan, n, stop)
+        return _named(copy.deepcopy(_author(seed)), ids.clone(), n, 0.0, None, None, token)
+
+    return build
+
+
+_SURE, _SIX = (0.83, 0.065, 0.06, 0.045), (0.34, 0.22, 0.16, 0.12, 0.09, 0.07)
+
+
+def _loaded(chances: Sequence[float], *settings: Any, B: int = 1, n: int = 1) -> Callable[[torch.Generator], Inputs]:
+    """Return the builder of a probe: a model that expects the same at every place, and a short prompt."""
+
+    def build(generator: torch.Generator) -> Inputs:
+        V = len(chances)
+        model = copy.deepcopy(toy_model(0, **(_CONFIG | {"vocab_size": V})))
+        order = torch.randperm(V, generator=generator)
+        with torch.no_grad():
+            model.norm.weight.zero_()
+            model.norm.bias.copy_(torch.eye(_CONFIG["n_embd"])[0])
+            model.head.weight[order, 0] = torch.tensor(chances).log() + 4.0
+        return _named(model, torch.randint(V, (1, 2), generator=generator).repeat(B, 1), n, *settings)
+
+    return build
+
+
+# What is seen.
+
+
+def _observe_writing(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+    """Let code write without chance; record the ids, and what becomes of the model and of the gradients."""
+    model, ids, *settings = inputs.values()
+    was_training, recorded = model.training, []
+    model.embedding.register_forward_hook(lambda module, given, output: recorded.append(output.requires_grad))
+    outputs = []
+    try:
+        for n in range(2):
+            mine = ids.clone()
+            torch.default_generator.manual_seed(seed + n)
+            model.train(was_training)
+            outputs.append(_by_name(candidate)(model, mine, *settings))
+    except Exception as error:
+        return {OUTPUT: Failure(error)}
+    finally:
+        gradients_on = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)
+    if not all(_same_ids(outputs[0], other) for other in outputs):
+        return {REPEATED: "differ"}
+    output = outputs[0]
+    seen: Observation = {OUTPUT: output.detach().clone() if isinstance(output, Tensor) else output}
+    seen["the input ids"] = "as it was" if torch.equal(mine, ids) else "changed in place"
+    modes = {module.training for module in model.modules()}
+    seen[_MODE] = "mixed" if len(modes) > 1 else "training" if modes == {True} else "eval"
+    seen[_RECORDED] = "yes" if any(recorded) else "no"
+    seen[_AFTER] = "as before" if gradients_on else "turned off"
+    return seen
+
+
+def _same_ids(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else type(a) is type(b)
+
+
+def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_rows: int = 600) -> Observation:
+    """Let code write one token behind many copies of a prompt, and count what was drawn."""
+    model, ids, n, *settings = inputs.values()
+    rows = ids.expand(n_rows, -1)
+
+    def write(seed: int) -> Any:
+        torch.default_generator.manual_seed(seed)
+        generator = [torch.Generator().manual_seed(seed)] if "generator" in inputs else []
+        given = settings[: len(settings) - len(generator)]
+        return _by_name(candidate)(model, rows.clone(), n, *given, *generator)
+
+    try:
+        output = write(seed)
+        if not isinstance(output, Tensor) or output.shape != (n_rows, ids.shape[1] + n) or output.is_floating_point():
+            return {"the output": looks(output)}
+        if together(lambda n: write(seed + n)[:, -1].tolist(), 1):
+            return {"rows with the same prompt": "all draw the same id"}
+    except Exception as error:
+        return {OUTPUT: Failure(error)}
+    return {"the output": looks(output)} | counted(output[:, -1].tolist(), 1)
+
+
+def _observe_steps(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+    """Record how draws follow the generator, and whether each step of a row meets another chance."""
+    candidate = _by_name(candidate)
+    seen = observe_repeats(candidate, inputs, gradient, seed)
+    if OUTPUT not in seen or isinstance(seen[OUTPUT], Failure):
+        return seen
+    given = inputs | {"generator": torch.Generator().manual_seed(seed)}
+    drawn = candidate(*given.values())
+    if isinstance(drawn, Tensor) and drawn.ndim == 2:
+        new = drawn[:, inputs["ids"].shape[1] :]
+        alike = new.shape[1] > 1 and bool((new == new[:, :1]).all())
+        seen["the draws of a row"] = "the same chance at each step" if alike else "a chance of their own at each step"
+    return seen
+
+
+# Wrong versions: the loop, with switches.
+
+
+def _window(ids: Tensor, limit: int) -> Tensor:
+    return ids[:, -limit:]
+
+
+def _scores(model: nn.Module, window: Tensor) -> Tensor:
+    return model(window)[:, -1]
+
+
+def _filled(new: Tensor, stopped: Tensor, stop: int) -> Tensor:
+    return new.masked_fill(stopped, stop)
+
+
+def _ever(stopped: Tensor, new: Tensor, ids: Tensor, stop: int) -> Tensor:
+    return stopped | (new == stop)
+
+
+def _off(model: nn.Module) -> None:
+    model.eval()
+
+
+def _restored(model: nn.Module, was_training: bool) -> None:
+    model.train(was_training)
+
+
+def _write(
+    model: L1Model,
+    ids: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token: int | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    steps: Callable[[int, Tensor], int] = lambda n, ids: n,
+    window: Callable[[Tensor, int], Tensor] = _window,
+    scores: Callable[[nn.Module, Tensor], Tensor] = _scores,
+    draw: Callable[..., Tensor] = sample,
+    begin: Callable[[nn.Module], None] = _off,
+    end: Callable[[nn.Module, bool], None] = _restored,
+    recording: bool = False,
+    fill: Callable[[Tensor, Tensor, int], Tensor] = _filled,
+    stopped_by: Callable = _ever,
+    enough: Callable[[Tensor], Tensor] = torch.all,
+    none: Callable[[int | None], bool] = lambda stop: stop is None,
+    join: Callable[[Tensor, Tensor, int], Tensor] = lambda ids, new, limit: torch.cat((ids, new), 1),
+    drop_last: bool = False,
+    finish: Callable[[Tensor, int], Any] = lambda ids, T: ids,
+) -> Any:
+    """Write with switches: each mistake sets one, or a few."""
+    was_training, limit, T = model.training, model.config.max_seq_length, ids.shape[1]
+    begin(model)
+    stopped = torch.zeros(len(ids), 1, dtype=torch.bool)
+    for _ in range(steps(max_new_tokens, ids)):
+        with torch.set_grad_enabled(recording):
+            logits = scores(model, window(ids, limit))
+        new = draw(logits, temperature, top_k, top_p, generator)
+        if not none(stop_token):
+            new = fill(new, stopped, stop_token)
+            stopped = stopped_by(stopped, new, ids, stop_token)
+            if drop_last and enough(stopped):
+                break
+        ids = join(ids, new, limit)
+        if not none(stop_token) and enough(stopped):
+            break
+    end(model, was_training)
+    return finish(ids, T)
+
+
+def _alone(**switches: Any) -> Callable:
+    """Return a version that is not tried together with others: all pairs would take too long."""
+    return lambda *given, **settings: _write(*given, **settings, **switches)
+
+
+def _setting(**other: Any) -> Callable:
+    """Return a version that draws with one of the settings replaced."""
+
+    def draw(logits: Tensor, *settings: Any) -> Tensor:
+        named = dict(zip(("temperature", "top_k", "top_p", "generator"), settings, strict=True))
+        return sample(logits, **(named | other))
+
+    return draw
+
+
+def _default(**defaults: Any) -> Callable:
+    """Return a version in which a setting that is not given has another value."""
+    return lambda *given, **settings: _write(*given, **settings, **({} if settings else defaults))
+
+
+def _likeliest(logits: Tensor, *settings: Any) -> Tensor:
+    return logits.argmax(-1, keepdim=True)
+
+
+def _one_for_all(logits: Tensor, temperature: float, k: int | None, p: float | None, generator: Any) -> Tensor:
+    return sample(logits[:1], temperature, k, p, generator).expand(len(logits), 1)
+
+
+def _seeded_each_time(logits: Tensor, temperature: float, k: int | None, p: float | None, generator: Any) -> Tensor:
+    fresh = torch.Generator().manual_seed(0 if generator is None else generator.initial_seed())
+    return sample(logits, temperature, k, p, fresh)
+
+
+def _seeded_inside(model: nn.Module) -> None:
+    torch.manual_seed(0)
+    model.eval()
+
+
+def _twice_soft(logits: Tensor, *settings: Any) -> Tensor:
+    return sample(logits.softmax(-1), *settings)
+
+
+def _train(model: nn.Module, was_training: bool) -> None:
+    model.train()
+
+
+def _stay(model: nn.Module, was_training: bool) -> None:
+    return None
+
+
+def _gradients_off(model: nn.Module, was_training: bool) -> None:
+    model.train(was_training)
+    torch.set_grad_enabled(False)
+
+
+def _fed_all_each_time(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Any:
+    """Hand the cache the whole window at each step."""
+    cache = KVCache(model.config, len(ids))
+    return _write(
+        model, ids, n, **settings, scores=lambda model, window: model.head(model.hidden(window, cache)[:, -1])
+    )
+
+
+def _first_row_only(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Tensor:
+    return _write(model, ids[:1], n, **settings)
+
+
+def _prompt_only(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Tensor:
+    """Feed the prompt at every step."""
+    return _write(model, ids, n, **settings, window=lambda _, limit: ids[:, -limit:])
+
+
+def _newest_behind_prompt(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Any:
+    """Feed the prompt at first, and then only the newest token."""
+    T = ids.shape[1]
+    return _write(
+        model,
+        ids,
+        n,
+        **settings,
+        window=lambda ids, limit: ids[:, -limit:] if ids.shape[1] == T else ids[:, -1:],
+    )
+
+
+def _cropped_prompt(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Tensor:
+    """Forget the beginning of a long prompt."""
+    return _write(model, _window(ids, model.config.max_seq_length), n, **settings)
+
+
+def _not_filled(new: Tensor, stopped: Tensor, stop: int) -> Tensor:
+    return new
+
+
+def _at_once(stopped: Tensor, new: Tensor, ids: Tensor, stop: int) -> Tensor:
+    return new == stop
+
+
+def _anywhere(stopped: Tensor, new: Tensor, ids: Tensor, stop: int) -> Tensor:
+    return stopped | (torch.cat((ids, new), 1) == stop).any(1, keepdim=True)
+
+
+def _never(stopped: Tensor) -> bool:
+    return False
+
+
+def _cropped(ids: Tensor, new: Tensor, limit: int) -> Tensor:
+    return torch.cat((ids, new), 1)[:, -limit:]
+
+
+def _cropped_before(ids: Tensor, new: Tensor, limit: int) -> Tensor:
+    return torch.cat((ids[:, -limit:], new), 1)
+
+
+_LAST = "the model sees as much of the text as it has positions for: its last max_seq_length tokens."
+_ENDS = "a row that has drawn the stop token is finished; the others go on, and all stay equally long."
+_PASS = "the caller's settings must reach the draw."
+_UNDISTURBED = "whoever calls this may be in the middle of training: leave the model as it came."
+
+GENERATE = Exercise(
+    name="generate",
+    notebook="08_generation",
+    reference=generate,
+    observe=_observe_writing,
+    probes=tuple(
+        partial(Probe, axes="B S", gradient=False)(*each, **more)
+        for *each, more in (
+            ("three prompts, greedy", _prompts(3, 3, 5, 0.0), {}),
+            ("a model in training mode, with dropout", _prompts(4, 2, 6, 0.0, training=True, dropout=0.5), {}),
+            ("the rows stop one after the other", _stops(2, 3, 1, n=5), {}),
+            ("one row never stops, and stop_token is 0", _stops(1, None, 3, n=5, stop=0), {}),
+            ("hot, with top_k = 1", _prompts(4, 3, 6, 3.0, 1), {}),
+            ("hot, with a small top_p", _prompts(4, 3, 6, 3.0, None, 0.01), {}),
+            (
+                "nothing but the model, the prompts and a number",
+                _loaded(_SURE),
+                {"observe": partial(_observe_counts, n_rows=4000)},
+            ),
+            ("all settings", _loaded(_SIX, 3.0, 4, 0.62, None, None), {"observe": _observe_counts}),
+            (
+                "four rows, and how they follow the generator",
+                _loaded(_SIX, 1.5, None, None, None, None, B=4, n=3),
+                {"observe": _observe_steps},
+            ),
+            ("a text that grows beyond the context", _prompts(6, 3, 9, 0.0, **_NARROW), {"edge": True}),
+            ("prompts that are longer than the context", _prompts(6, 8, 4, 0.0, **_NARROW), {"edge": True}),
+            ("no new tokens", _prompts(2, 4, 0, 0.0), {"edge": True}),
+            ("one prompt, which stops", _stops(3, n=6), {}),
+        )
+    ),
+    mistakes=(
+        Mistake(
+            "the scores behind the first token are used, not those behind the last",
+            "the next token follows the last one: [:, -1].",
+            _alone(scores=lambda model, window: model(window)[:, 0]),
+        ),
+        Mistake(
+            "only the newest token is fed, without a cache",
+            "without keys and values of the others the model knows nothing of what stands before.",
+            _alone(window=lambda ids, limit: ids[:, -1:]),
+            (_newest_behind_prompt,),
+        ),
+        Mistake(
+            "only the prompt is fed, at every step",
+            "each new token becomes part of the text: ids = torch.cat(…).",
+            _prompt_only,
+        ),
+        Mistake(
+            "the cache is fed the whole text at each step",
+            "it holds the first ones already: feed only what it has not seen.",
+            _fed_all_each_time,
+        ),
+        Mistake(
+            "there is no crop: a text longer than the context stops with an error",
+            _LAST,
+            partial(_write, window=lambda ids, limit: ids),
+        ),
+        Mistake(
+            "the text is cropped on the wrong side: the model sees its beginning",
+            _LAST,
+            _alone(window=lambda ids, limit: ids[:, :limit]),
+        ),
+        Mistake(
+            "the crop takes one token too many away",
+            _LAST,
+            _alone(window=lambda ids, limit: ids[:, -(limit - 1) :]),
+            (_alone(window=lambda ids, limit: ids[:, -(limit - 1) :] if ids.shape[1] >= limit else ids),),
+        ),
+        Mistake(
+            "what is returned has been cropped too",
+            "only what the model sees is cropped; the text itself stays complete.",
+            _alone(join=_cropped),
+            (
+                _alone(join=_cropped_before),
+                _cropped_prompt,
+                partial(_cropped_prompt, join=_cropped_before),
+            ),
+        ),
+        Mistake(
+            "the prompt is left out of what comes back",
+            "prompt and continuation, (B, S).",
+            partial(_write, finish=lambda ids, T: ids[:, T:]),
+        ),
+        Mistake(
+            "only the last step's ids come back",
+            "prompt and continuation, (B, S).",
+            _alone(finish=lambda ids, T: ids[:, -1:]),
+        ),
+        Mistake(
+            "one token too many is written",
+            "range(n) gives n turns; draw nothing before or behind the loop.",
+            partial(_write, steps=lambda n, ids: n + 1),
+            (_alone(steps=lambda n, ids: max(1, n)),),
+        ),
+        Mistake(
+            "one token too few is written",
+            "range(n) gives n turns.",
+            partial(_write, steps=lambda n, ids: n - 1),
+        ),
+        Mistake(
+            "max_new_tokens is taken for the length of prompt and continuation together",
+            "it counts the new ones.",
+            _alone(steps=lambda n, ids: n - ids.shape[1]),
+        ),
+        Mistake(
+            "dropout is active: the model is not put into eval mode",
+            "dropout is for training; here it spoils the scores, differently at each step.",
+            _alone(begin=lambda model: None),
+            (_alone(begin=lambda model: model.train()),),
+        ),
+        Mistake(
+            "the model is left in eval mode",
+            _UNDISTURBED,
+            _alone(end=_stay),
+        ),
+        Mistake(
+            "the model is always left in training mode",
+            _UNDISTURBED,
+            _alone(end=_train),
+        ),
+        Mistake(
+            "steps are recorded for gradients",
+            "nobody trains here, and the records cost memory: torch.no_grad() leaves them out.",
+            _alone(recording=True),
+        ),
+        Mistake(
+            "gradients stay turned off afterwards",
+            "with torch.no_grad(): turns them off for its block alone; set_grad_enabled(False) lasts.",
+            _alone(end=_gradients_off),
+        ),
+        Mistake(
+            "a row that has stopped is not filled with the stop token",
+            _ENDS,
+            partial(_write, fill=_not_filled),
+        ),
+        Mistake(
+            "the end waits for the stop token in all rows at the same step",
+            "rows stop at different times: remember which have drawn it.",
+            _alone(fill=_not_filled, stopped_by=_at_once),
+        ),
+        Mistake(
+            "a row that has stopped is filled with another token",
+            _ENDS,
+            _alone(fill=lambda new, stopped, stop: new.masked_fill(stopped, 0), stopped_by=_ever),
+            (_alone(fill=lambda new, stopped, stop: new.masked_fill(stopped, -1)),),
+        ),
+        Mistake(
+            "all ends as soon as one row has stopped",
+            _ENDS,
+            partial(_write, enough=torch.any),
+            (_alone(enough=torch.any, fill=_not_filled),),
+        ),
+        Mistake(
+            "only the first row decides about the end",
+            _ENDS,
+            _alone(enough=lambda stopped: stopped[0]),
+            (_alone(enough=lambda stopped: stopped[0], fill=_not_filled),),
+        ),
+        Mistake(
+            "the last row decides about the end",
+            _ENDS,
+            _alone(enough=lambda stopped: stopped[-1]),
+        ),
+        Mistake(
+            "nothing ends early, though all rows have stopped",
+            "the work behind the last stop token is for nothing.",
+            _alone(enough=_never),
+        ),
+        Mistake(
+            "the stop token is ignored",
+            "None alone never stops.",
+            _alone(none=lambda stop: True),
+        ),
+        Mistake(
+            "stop_token 0 is taken for None",
+            "0 is a token like others, and `if stop_token` is false for it: ask `is not None`.",
+            partial(_write, none=lambda stop: not stop),
+        ),
+        Mistake(
+            "a stop token in the prompt counts",
+            "what the prompt holds was not drawn; only new tokens can stop a row.",
+            _alone(stopped_by=_anywhere),
+            (_alone(stopped_by=_anywhere, fill=lambda new, stopped, stop: new),),
+        ),
+        Mistake(
+            "the last stop token is left out",
+            "the token that was drawn belongs to the text: append it, then end.",
+            _alone(drop_last=True),
+        ),
+        Mistake(
+            "the temperature is ignored",
+            _PASS,
+            partial(_write, draw=_setting(temperature=1.0)),
+        ),
+        Mistake(
+            "top_k is ignored",
+            _PASS,
+            _alone(draw=_setting(top_k=None)),
+        ),
+        Mistake(
+            "top_p is ignored",
+            _PASS,
+            _alone(draw=_setting(top_p=None)),
+        ),
+        Mistake(
+            "top_k and top_p are both ignored",
+            _PASS,
+            _alone(draw=_setting(top_k=None, top_p=None)),
+        ),
+        Mistake(
+            "all settings are ignored",
+            _PASS,
+            _alone(draw=_setting(temperature=1.0, top_k=None, top_p=None)),
+            (_alone(draw=_setting(temperature=1.0, top_k=None, top_p=None, generator=None)),),
+        ),
+        Mistake(
+            "the generator is not used",
+            "whoever hands in a generator of the same seed must get the same text again.",
+            partial(_write, draw=_setting(generator=None)),
+        ),
+        Mistake(
+            "nothing is drawn: it is greedy at every temperature",
+            "l1_ref.sample draws; it is greedy at temperature 0.",
+            _alone(draw=_likeliest),
+        ),
+        Mistake(
+            "there is one draw for the whole batch",
+            "each row is a text of its own, and draws for itself.",
+            _alone(draw=_one_for_all),
+        ),
+        Mistake(
+            "each step draws with the same seed",
+            "the same chance number at each step makes texts that no model would write; set no seed.",
+            _alone(draw=_seeded_each_time),
+            (_alone(draw=_setting(generator=None), begin=_seeded_inside),),
+        ),
+        Mistake(
+            "torch's own seed is set inside",
+            "without a generator two calls must differ, unless the caller sets a seed.",
+            _alone(begin=_seeded_inside),
+        ),
+        Mistake(
+            "softmax is applied before the draw",
+            "sample wants scores: probabilities taken for scores come out nearly even.",
+            _alone(draw=_twice_soft),
+        ),
+        Mistake(
+            "a setting that is not given has another default",
+            "without settings it draws by the model's own chances: temperature 1, and all tokens.",
+            _default(draw=_setting(temperature=0.8)),
+            tuple(
+                _default(draw=_setting(**other))
+                for other in (
+                    {"temperature": 0.0},
+                    {"temperature": 0.7},
+                    {"temperature": 0.8, "top_p": 0.9},
+                    {"top_p": 0.9},
+                )
+            ),
+        ),
+        Mistake(
+            "only the first row is continued",
+            "ids is a batch: all rows go on together.",
+            _first_row_only,
+        ),
+        Mistake(
+            "a list comes back, not a tensor",
+            "the caller decodes rows of one tensor, (B, S).",
+            _alone(finish=lambda ids, T: ids.tolist()),
+        ),
+        Mistake(
+            "the axes are swapped, (S, B)",
+            "rows are texts: (B, S).",
+            _alone(finish=lambda ids, T: ids.T),
+        ),
+        Mistake(
+            "the axis of the batch is lost where there is one row",
+            "one prompt is a batch of one: (1, S).",
+            _alone(finish=lambda ids, T: ids.squeeze(0)),
+        ),
+    ),
+    properties=(
+        Property(
+            "what comes back begins with the prompt",
+            lambda f, **given: torch.equal(f(*given.values())[:, : given["ids"].shape[1]], given["ids"]),
+        ),
+    ),
+    hints=(
+        "One turn of the loop: which ids does the model see, which of its scores matter, and what becomes of the id "
+        "that was drawn?",
+        "Keep one truth value for each row: has it drawn the stop token? Fill first, then remember, then append, and "
+        "then ask whether all have stopped.",
+        "Plan: remember the mode, eval, no_grad. In each turn: the last max_seq_length ids; the scores behind the "
+        "last; sample; fill finished rows; append; end if all have stopped. Afterwards give the mode back.",
+    ),
+)
+
+
+EXERCISES = (GENERATE,)
