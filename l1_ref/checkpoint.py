@@ -1,15 +1,22 @@
 """Checkpoints: all that a run needs to go on exactly where it was, in one file that is whole or absent."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from l1_ref.weights import assign_parameters, read_tensors, write_tensors
+from l1_ref.weights import assign_parameters, check_parameters, read_tensors, write_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+# What the state of a run holds beside its settings.
+_STATE = {
+    "step": int, "elapsed_s": float, "curve": list, "losses": list, "scaler": dict, "model": dict, "training": dict,
+    "corpus": str,
+}  # fmt: skip
+_POINT = ("step", "tokens", "training_loss", "validation_loss")
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
@@ -71,13 +78,36 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         by_kind.setdefault(kind, {})[name] = tensor
+    parameters = dict(model.named_parameters())
+    check_parameters(model, by_kind["model"], path)
+    _check_moments({kind: found for kind, found in by_kind.items() if kind != "model"}, parameters, path)
     assign_parameters(model, by_kind["model"], path)
-    for name, parameter in model.named_parameters():
-        if name in by_kind["exp_avg"]:
-            moments = {moment: by_kind[moment][name] for moment in _MOMENTS}
-            # AdamW's fused kernel wants its step counter beside the parameter.
-            optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in moments.items()}
+    for name in by_kind["exp_avg"]:
+        # Beside the parameter, where AdamW's fused kernel wants its step counter; copied, so that the file is let go.
+        device = parameters[name].device
+        moments = {moment: by_kind[moment][name].to(device, copy=True) for moment in _MOMENTS}
+        optimizer.state[parameters[name]] = moments
     return state
+
+
+def _check_moments(moments: dict[str, dict[str, Tensor]], parameters: dict[str, nn.Parameter], path: Path) -> None:
+    for moment, found in moments.items():
+        if (
+            moment not in _MOMENTS
+            or found.keys() not in (set(), parameters.keys())
+            or len(found) != len(moments["step"])
+        ):
+            raise ValueError(
+                f"{path} must hold {', '.join(_MOMENTS)} of every parameter or of none, got {moment} of {len(found)} "
+                f"of {len(parameters)}"
+            )
+        for name, tensor in found.items():
+            shape = () if moment == "step" else tuple(parameters[name].shape)
+            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+                raise ValueError(
+                    f"{moment} of {name} in {path} must be float32 of shape {shape}, got {tensor.dtype} of shape "
+                    f"{tuple(tensor.shape)}"
+                )
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -85,6 +115,19 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"to resume, {folder} must hold a {CHECKPOINT_FILE}; there is none")
     tensors, state = read_tensors(path)
-    if not isinstance(state, dict) or not {"step", "curve", "model", "training", "corpus"} <= state.keys():
+    if not isinstance(state, dict) or not _STATE.keys() <= state.keys():
         raise ValueError(f"{path} must be a checkpoint that `l1 train` wrote; its header holds no state of a run")
+    for name, kind in _STATE.items():
+        if not isinstance(state[name], kind) or (name == "step" and state[name] < 1):
+            raise ValueError(f"{name} in {path} must be {kind.__name__}, got {state[name]!r}")
+    if not all(map(_is_number, state["losses"])):
+        raise ValueError(f"losses in {path} must be numbers, got {state['losses']!r}")
+    for point in state["curve"]:
+        whole = isinstance(point, dict) and point.keys() == set(_POINT)
+        if not whole or not all(_is_number(point[name]) for name in _POINT if point[name] is not None):
+            raise ValueError(f"a point of the curve in {path} must hold numbers as {', '.join(_POINT)}, got {point!r}")
     return tensors, state
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

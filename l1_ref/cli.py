@@ -2,7 +2,10 @@
 
 import os
 import re
+import shlex
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from l1_ref.config import L1Config
+from l1_ref.checkpoint import CHECKPOINT_FILE, read_checkpoint_state
+from l1_ref.config import L1Config, require_whole
 from l1_ref.data import DATA_DIR
 from l1_ref.loss import perplexity
-from l1_ref.runs import RunSpec, continue_text, rebuild_data, train_run
-from l1_ref.training import TrainingConfig
+from l1_ref.runs import SPEC_FILE, RunSpec, continue_text, rebuild_data, train_run
+from l1_ref.training import TrainingConfig, handling
 from l1_ref.weights import METRICS_FILE
 
 app = typer.Typer(
@@ -25,7 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="L1: build GPT from an empty cell. Train the reference on a text of yours, and talk to it.",
 )
-out = Console(highlight=False)
+# A path may hold what Rich would take for markup; and a line is for the terminal to break, not for a pipe.
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @app.command()
@@ -54,7 +59,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of the weights, the batches and dropout.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(help="Steps between two evaluations.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between two checkpoints.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of --out; without one, begin again.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train the reference on texts, and leave a run that `l1 generate` talks to."""
@@ -67,11 +74,35 @@ def train(
     spec = RunSpec(texts, tokenizer, preset, model_settings, training)
     _require_free(folder, resume)
     try:
-        metrics = train_run(spec, folder, resume=resume, device=_device(device), say=out.print)
+        with handling(_stop_once()):
+            metrics = train_run(spec, folder, resume=resume, device=_device(device), say=out.print)
     except KeyboardInterrupt as stop:  # here, because Typer would swallow where the run stopped
-        print(f"{stop}; go on with: l1 train --resume --out {folder}", file=sys.stderr)
+        print(str(stop) or _where_it_stopped(folder), file=sys.stderr)
+        if (folder / SPEC_FILE).exists():
+            print(f"go on with: l1 train --resume --out {shlex.quote(str(folder))}", file=sys.stderr)
         raise typer.Exit(130) from None
     _report(metrics, folder)
+
+
+def _stop_once() -> Callable[..., None]:
+    """Return a handler that ends what runs; a second signal must not break off the tidying up."""
+    asked = threading.Event()
+
+    def stop(*_: Any) -> None:
+        if not asked.is_set():
+            asked.set()
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def _where_it_stopped(folder: Path) -> str:
+    """Say what is left of a run that was stopped while it prepared itself, or while it wrote down its end."""
+    try:
+        step = read_checkpoint_state(folder)["step"]
+    except (OSError, ValueError):
+        return "stopped before the first step"
+    return f"stopped; {folder} holds the checkpoint of step {step}"
 
 
 def _sort_arguments(files: list[str], settings: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -111,11 +142,18 @@ def _device(name: str) -> torch.device:
 def _require_free(folder: Path, resume: bool) -> None:
     if not resume and (folder / METRICS_FILE).exists():
         raise ValueError(f"--out must be a folder without a run, {folder} holds one; choose another, or move it away")
+    if not resume and (folder / CHECKPOINT_FILE).exists():
+        raise ValueError(
+            f"--out must be a folder without a run, {folder} holds an unfinished one; go on with it (--resume), choose "
+            "another, or move it away"
+        )
 
 
 def _report(metrics: dict[str, Any], folder: Path) -> None:
     loss, floor = metrics["validation_loss"], metrics["floor"]
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is worth nothing without its end
     table.add_row("validation loss", f"{loss:.4f} nats a token (perplexity {perplexity(loss):.2f})")
     if floor is not None:
         table.add_row("entropy floor", f"{floor:.4f} nats a token: no model can do better")
@@ -125,7 +163,7 @@ def _report(metrics: dict[str, Any], folder: Path) -> None:
     )
     table.add_row("run", f"{folder}  (loss.png shows the curve)")
     out.print(table)
-    out.print(f'Talk to it: l1 generate {folder} "…"')
+    out.print(f'Talk to it: l1 generate {shlex.quote(str(folder))} "…"')
 
 
 @app.command()
@@ -146,6 +184,7 @@ def generate(
     if seed is None:
         generator.seed()
     else:
+        require_whole("seed", seed, "of at least 0 and below 2**63", lambda n: 0 <= n < 2**63)
         generator.manual_seed(seed)
     pieces = continue_text(
         run, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
@@ -205,9 +244,25 @@ def main() -> None:
         stream.reconfigure(errors="replace")  # a terminal that lacks a character must not end a run
     try:
         app()
+    except BrokenPipeError:  # who read us has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written goes nowhere
+        sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"error: the memory is not enough: {str(error).splitlines()[0]}; {_LESS_MEMORY}", file=sys.stderr)
+        sys.exit(1)
+
+
+_LESS_MEMORY = "a smaller model or --batch-size, or --checkpointing, needs less"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("not enough memory", "can't allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 if __name__ == "__main__":

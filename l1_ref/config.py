@@ -1,10 +1,13 @@
 """The model's configuration: one frozen, validated record, and the presets of the course."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, no_type_check
 
 POSITION_ENCODINGS = ("learned", "sinusoidal")
 ATTENTION_PATHS = ("fused", "explicit")
+# What torch can count with, and what a float32 can hold.
+LARGEST_COUNT, LARGEST_NUMBER = 2**31 - 1, 3.4e38
 
 
 @no_type_check  # it checks itself, with errors that name the rule
@@ -47,18 +50,18 @@ class L1Config:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_seq_length", "n_layers", "n_heads", "n_embd"):
-            _require_count(name, getattr(self, name))
+            require_count(name, getattr(self, name))
         if self.n_inner is None:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        _require_count("n_inner", self.n_inner)
+        require_count("n_inner", self.n_inner)
         if self.n_embd % self.n_heads:
             raise ValueError(f"n_embd must be a multiple of n_heads, got n_embd={self.n_embd}, n_heads={self.n_heads}")
-        _require_number("dropout", self.dropout, "in [0, 1)", lambda p: 0 <= p < 1)
-        _require_number("layer_norm_eps", self.layer_norm_eps, "above 0", lambda eps: 0 < eps < float("inf"))
-        _require_number("init_std", self.init_std, "at least 0", lambda std: 0 <= std < float("inf"))
-        _require_choice("position_encoding", self.position_encoding, POSITION_ENCODINGS)
-        _require_choice("attention", self.attention, ATTENTION_PATHS)
-        _require_choice("tie_weights", self.tie_weights, (True, False))
+        require_number("dropout", self.dropout, "in [0, 1)", lambda p: 0 <= p < 1)
+        require_number("layer_norm_eps", self.layer_norm_eps, "above 0", lambda eps: 0 < eps < float("inf"))
+        require_number("init_std", self.init_std, "at least 0", lambda std: 0 <= std < float("inf"))
+        require_choice("position_encoding", self.position_encoding, POSITION_ENCODINGS)
+        require_choice("attention", self.attention, ATTENTION_PATHS)
+        require_choice("tie_weights", self.tie_weights, (True, False))
         if self.position_encoding == "sinusoidal" and self.n_embd % 2:
             raise ValueError(f"n_embd must be even for sinusoidal positions, got n_embd={self.n_embd}")
 
@@ -96,17 +99,27 @@ class L1Config:
         return PRESETS[name]
 
 
-def _require_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {name}={value!r}")
+def require_count(name: str, value: Any) -> None:
+    """Refuse what is no whole number of at least 1 that torch can count with."""
+    require_whole(name, value, "of at least 1", lambda n: n >= 1)
+    if value > LARGEST_COUNT:
+        raise ValueError(f"{name} must be at most {LARGEST_COUNT:,}, got {name}={value!r}")
 
 
-def _require_number(name: str, value: Any, rule: str, holds) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+def require_whole(name: str, value: Any, rule: str, holds: Callable[[int], bool]) -> None:
+    """Refuse what is no whole number, or breaks the rule."""
+    if isinstance(value, bool) or not isinstance(value, int) or not holds(value):
+        raise ValueError(f"{name} must be a whole number {rule}, got {name}={value!r}")
+
+
+def require_number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> None:
+    """Refuse what is no number, breaks the rule, or is too large for a float32."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value) or value > LARGEST_NUMBER:
         raise ValueError(f"{name} must be a number {rule}, got {name}={value!r}")
 
 
-def _require_choice(name: str, value: Any, choices: tuple) -> None:
+def require_choice(name: str, value: Any, choices: tuple) -> None:
+    """Refuse what is none of the choices."""
     if type(value) is not type(choices[0]) or value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ValueError(f"{name} must be one of {listed}, got {name}={value!r}")

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,12 +14,16 @@ from typing import Any
 PathLike = str | os.PathLike[str]
 
 _PACKAGED_DATA = Path(__file__).resolve().parent / "_data"
+_BEING_WRITTEN: set[Path] = set()  # the temporary folders of this process
 DATA_DIR = _PACKAGED_DATA if _PACKAGED_DATA.is_dir() else _PACKAGED_DATA.parents[1] / "data"
 
 
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """Lend a temporary name beside `path`; it becomes `path` when the block ends well, and is removed when it does not.
+    """Lend a temporary name; it becomes `path` when the block ends well, and is removed when it does not.
+
+    The name lies in a hidden folder of its own beside `path`, so that whatever else the block leaves there goes with
+    it. Where the process is killed meanwhile, the folder stays, and the next one that writes `path` removes it.
 
     Args:
         path: the file to write; missing parent folders are made, an existing file stays until the last moment.
@@ -28,14 +35,19 @@ def replacing(path: PathLike) -> Iterator[Path]:
         OSError: the folder or the disk refuses; the same subclass, with a message that names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    folder = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = folder / path.name
+    _BEING_WRITTEN.add(folder)
     try:
         if path.is_dir():
             raise IsADirectoryError(f"cannot write {path}: it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        folder.mkdir()
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(folder.stat().st_mode & 0o666)  # some writers make files that only their owner may read
         os.replace(temporary, path)
     except OSError as error:
         if error.strerror is None:  # the message is already a sentence of ours
@@ -43,8 +55,33 @@ def replacing(path: PathLike) -> Iterator[Path]:
         reason = f"{path.parent} is a file" if isinstance(error, FileExistsError) else error.strerror
         raise type(error)(f"cannot write {path}: {reason}") from None
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        _BEING_WRITTEN.discard(folder)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary folders that killed processes left when they wrote this file."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.tmp")
+    with suppress(OSError):  # a folder may be writable and not readable
+        for entry in path.parent.iterdir():
+            match = ours.fullmatch(entry.name)
+            if match and entry not in _BEING_WRITTEN and not _may_be_written(entry, int(match[1])):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _may_be_written(folder: Path, pid: int) -> bool:
+    """Tell whether the process of that number may still be at work in a temporary folder."""
+    if pid == os.getpid():
+        return False  # our number was another process's before
+    if os.name == "nt":  # Windows has no signal that only asks
+        return time.time() - folder.stat().st_mtime < 3_600
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 def write_atomic(path: PathLike, data: bytes | str) -> None:
@@ -118,5 +155,7 @@ def read_json(path: PathLike) -> Any:
         raise ValueError(f"{path} is not JSON: it is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error.msg}, line {error.lineno}, column {error.colno}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path} is not JSON that can be read: {error}") from None
     except RecursionError:
         raise ValueError(f"{path} is not JSON that can be read: it is nested too deeply") from None

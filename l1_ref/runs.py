@@ -5,16 +5,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 
 from l1_ref import tales
-from l1_ref.checkpoint import read_checkpoint_state
+from l1_ref.checkpoint import CHECKPOINT_FILE, read_checkpoint_state
 from l1_ref.config import PRESETS, L1Config
 from l1_ref.data import DATA_DIR, Corpus, make_corpus, make_document_corpus, read_documents
 from l1_ref.files import read_json, replacing, write_atomic, write_json
 from l1_ref.generation import stream
+from l1_ref.memory import training_memory
 from l1_ref.tokenizer import (
     TOKENIZER_FILE,
     BPETokenizer,
@@ -25,16 +26,18 @@ from l1_ref.tokenizer import (
     stream_text,
     train_bpe,
 )
-from l1_ref.training import TrainingConfig, train
+from l1_ref.training import DTYPES, TrainingConfig, train
 from l1_ref.transformer import L1Model, count_parameters
-from l1_ref.weights import CONFIG_FILE, METRICS_FILE, MODEL_FILE, load_run, save_model
+from l1_ref.weights import CONFIG_FILE, METRICS_FILE, MODEL_FILE, load_run, require_memory, save_model
 
 SPEC_FILE = "run.json"
 # Seen thirty times over, the committed tales would be learned by heart: a run draws more from the same grammar.
 N_DRAWN_TALES, DRAWING_SEED = 37_750, 2023
 TALES_TRAINING: dict[str, Any] = {"steps": 4_000, "betas": (0.9, 0.95)}
+BLOCK_BYTES = 50_000  # what Python keeps for one block, whatever its width
 
 
+@no_type_check  # it checks itself, with errors that name the rule
 @dataclass(frozen=True)
 class RunSpec:
     """Say what to train on what.
@@ -45,6 +48,9 @@ class RunSpec:
         preset: Name of the model's preset; None means `tiny`.
         model: Fields of `L1Config` that differ from the preset.
         training: Fields of `TrainingConfig` that differ from its defaults.
+
+    Raises:
+        ValueError: A value breaks its rule; the model's and the training's own rules come later.
     """
 
     files: list[str] = field(default_factory=list)
@@ -52,6 +58,19 @@ class RunSpec:
     preset: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.files, list) or not all(isinstance(file, str) for file in self.files):
+            raise ValueError(f"files must be a list of paths, got files={self.files!r}")
+        for name in ("tokenizer", "preset"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise ValueError(f"{name} must be a text or None, got {name}={getattr(self, name)!r}")
+        for name, kind in (("model", L1Config), ("training", TrainingConfig)):
+            value, known = getattr(self, name), [each.name for each in dataclasses.fields(kind)]
+            if not isinstance(value, dict) or not value.keys() <= set(known):
+                raise ValueError(
+                    f"{name} must hold fields of {kind.__name__} ({', '.join(known)}), got {name}={value!r}"
+                )
 
 
 def train_run(
@@ -67,7 +86,7 @@ def train_run(
     Args:
         spec: What to train on what. With `resume`, what it leaves open is taken from the run.
         folder: Gets tokenizer and configuration at the start, checkpoints on the way, weights and metrics at the end.
-        resume: Go on from the folder's checkpoint.
+        resume: Go on from the folder's checkpoint; where the run ended before its first one, begin it again.
         device: Where to train.
         say: Gets a sentence on what is trained.
         progress: Show a bar.
@@ -81,8 +100,12 @@ def train_run(
     """
     folder = Path(folder)
     if resume:
-        read_checkpoint_state(folder)  # a missing or damaged checkpoint is told before any work is done
-        spec = _merged(RunSpec(**read_json(folder / SPEC_FILE)), spec)
+        spec = _merged(_read_spec(folder), spec)
+        resume = (folder / CHECKPOINT_FILE).exists()
+        if resume:
+            read_checkpoint_state(folder)  # a damaged checkpoint is told before any work is done
+        else:
+            say(f"{folder} holds no checkpoint yet: the run begins again")
     documents = read_documents(spec.files) if spec.files else _training_tales()
     tokenizer = load_tokenizer(folder) if resume else build_tokenizer(_tokenizer_name(spec), documents)
     corpus, floor = _corpus(spec, documents, tokenizer)
@@ -90,23 +113,64 @@ def train_run(
     torch.manual_seed(training.seed)
     config = _model_config(spec, tokenizer)
     corpus.check(config.max_seq_length)
+    _require_room(config, training, torch.device(device))
     model = L1Model(config).to(device)
     if not resume:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG_FILE, config.to_dict())
-        save_tokenizer(tokenizer, folder)
-        files = [str(Path(file).resolve()) for file in spec.files]  # a run may be resumed from elsewhere
-        write_json(folder / SPEC_FILE, dataclasses.asdict(spec) | {"files": files})
+        _begin(spec, config, tokenizer, folder)
     say(
         f"{count_parameters(config):,} parameters, {tokenizer.vocab_size:,} tokens in the vocabulary, "
         f"{len(corpus.train):,} to train on, {len(corpus.validation):,} to validate, on {device}"
     )
     metrics = train(model, corpus, training, folder, resume, floor, progress=progress)
     metrics |= {"documents": len(documents), "parameters": count_parameters(config)}
-    save_model(model, folder)
-    _draw_curve(metrics, folder)
-    write_json(folder / METRICS_FILE, metrics)  # last: a folder with metrics is a finished run
+    _finish(model, metrics, folder)
     return metrics
+
+
+def _begin(spec: RunSpec, config: L1Config, tokenizer: Tokenizer, folder: Path) -> None:
+    write_json(folder / CONFIG_FILE, config.to_dict())
+    save_tokenizer(tokenizer, folder)
+    files = [str(Path(file).resolve()) for file in spec.files]  # a run may be resumed from elsewhere
+    write_json(folder / SPEC_FILE, dataclasses.asdict(spec) | {"files": files})  # last: with it, a run is begun
+
+
+def _finish(model: L1Model, metrics: dict[str, Any], folder: Path) -> None:
+    try:
+        save_model(model, folder)
+        _draw_curve(metrics, folder)
+        write_json(folder / METRICS_FILE, metrics)  # last: a folder with metrics is a finished run
+    except OSError as error:
+        raise type(error)(f"{error}; all steps are done, and the last checkpoint is in {folder}") from None
+
+
+def _read_spec(folder: Path) -> RunSpec:
+    path = folder / SPEC_FILE
+    if not path.exists() and not (folder / CHECKPOINT_FILE).exists():
+        raise FileNotFoundError(
+            f"to resume, {folder} must hold a {CHECKPOINT_FILE}, or at least the {SPEC_FILE} of a run that was begun; "
+            "there is neither"
+        )
+    values = read_json(path)
+    known = {each.name for each in dataclasses.fields(RunSpec)}
+    if not isinstance(values, dict) or not values.keys() <= known:
+        raise ValueError(f"{path} must hold an object with the fields {', '.join(sorted(known))}, got {values!r:.200}")
+    try:
+        return RunSpec(**values)
+    except ValueError as error:
+        raise ValueError(f"{path} must describe a run: {error}") from None
+
+
+def _require_room(config: L1Config, training: TrainingConfig, device: torch.device) -> None:
+    settings = f"{count_parameters(config):,} parameters in {config.n_layers:,} layers"
+    needed = 4 * count_parameters(config) + BLOCK_BYTES * config.n_layers
+    if device.type == "cpu":  # a GPU says itself what does not fit
+        parts = training_memory(config, training.batch_size, DTYPES[training.dtype], training.checkpointing)
+        ids = 16 * training.batch_size * training.accumulation * config.max_seq_length
+        needed += parts["total"] - parts["parameters"] + ids
+        settings += f", batch_size={training.batch_size}, accumulation={training.accumulation}"
+    if config.position_encoding == "sinusoidal":
+        needed += 32 * config.max_seq_length * config.n_embd
+    require_memory(needed, settings)
 
 
 def _merged(then: RunSpec, now: RunSpec) -> RunSpec:
@@ -176,7 +240,7 @@ def continue_text(folder: Path, prompt: str, **options: Any) -> Iterator[str]:
         raise ValueError("the prompt must hold at least one character, got an empty one")
     if knows_documents:
         options.setdefault("stop_token", start)
-    new_ids = stream(run.model, torch.tensor([ids]), **options)
+    new_ids = stream(run.model, torch.tensor([ids]), **options)  # checks the options at once, not with the first piece
     return stream_text(tokenizer, (id_ for id_ in (int(row[0, 0]) for row in new_ids) if id_ != start))
 
 

@@ -250,7 +250,7 @@ def build_tokenizer(spec: str, documents: Sequence[str]) -> Tokenizer:
         The tokenizer.
 
     Raises:
-        ValueError: the specification is none of these, or N is not a whole number of at least 257.
+        ValueError: the specification is none of these, or N is not a whole number in 257..2**31 - 1.
         OSError: the vocabulary of `gpt2` or `tales` cannot be read.
     """
     if spec == "chars":
@@ -262,8 +262,8 @@ def build_tokenizer(spec: str, documents: Sequence[str]) -> Tokenizer:
     if not spec.startswith("bpe:"):
         raise ValueError(f"tokenizer must be chars, bpe:N, gpt2 or tales, got {spec!r}")
     size = spec.removeprefix("bpe:")
-    if not (size.isascii() and size.isdigit() and int(size) >= 257):
-        rule = f"N in bpe:N must be a whole number of at least 257 (256 bytes and {END_OF_TEXT})"
+    if not (size.isascii() and size.isdigit() and len(size) <= 10 and 257 <= int(size) < 2**31):
+        rule = f"N in bpe:N must be a whole number of at least 257 (256 bytes and {END_OF_TEXT}) and below 2**31"
         raise ValueError(f"{rule}, got {spec!r}")
     return BPETokenizer(train_bpe(documents, int(size) - 1))
 

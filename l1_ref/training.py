@@ -13,8 +13,8 @@ from typing import Any, no_type_check
 import torch
 from tqdm import tqdm
 
-from l1_ref.checkpoint import load_checkpoint, save_checkpoint
-from l1_ref.config import L1Config
+from l1_ref.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
+from l1_ref.config import L1Config, require_choice, require_count, require_number, require_whole
 from l1_ref.data import Corpus
 from l1_ref.memory import training_memory
 from l1_ref.optimization import build_optimizer, cosine_lr
@@ -85,31 +85,33 @@ class TrainingConfig:
     save_every: int = 500
 
     def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "evaluate_every", "save_every"):
+            require_count(name, getattr(self, name))
         if self.warmup_steps is None:
             object.__setattr__(self, "warmup_steps", self.steps // 20)
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("steps", "batch_size", "accumulation", "evaluate_every", "save_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {name}={value!r}")
-        rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
-            "lr_peak": ("above 0", lambda v: v is None or 0 < v < math.inf),
-            "lr_min": ("at least 0", lambda v: 0 <= v < math.inf),
-            "warmup_steps": ("between 0 and steps", lambda v: 0 <= v <= self.steps),
-            "betas": ("two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v)),
-            "weight_decay": ("at least 0", lambda v: 0 <= v < math.inf),
-            "max_norm": ("above 0", lambda v: v > 0),
-            "label_smoothing": ("in [0, 1)", lambda v: 0 <= v < 1),
-            "dtype": (f"one of {', '.join(DTYPES)}", lambda v: v in DTYPES),
-            "seed": ("at least 0", lambda v: v >= 0),
-        }
-        for name, (rule, holds) in rules.items():
-            if not holds(getattr(self, name)):
-                raise ValueError(f"{name} must be {rule}, got {name}={getattr(self, name)!r}")
+        require_whole("warmup_steps", self.warmup_steps, "between 0 and steps", lambda n: 0 <= n <= self.steps)
+        require_whole("seed", self.seed, "of at least 0 and below 2**63", lambda n: 0 <= n < 2**63)
+        if self.lr_peak is not None:
+            require_number("lr_peak", self.lr_peak, "above 0", lambda v: v > 0)
+        for name in ("lr_min", "weight_decay"):
+            require_number(name, getattr(self, name), "at least 0", lambda v: v >= 0)
+        if self.max_norm != math.inf:  # which clips nothing
+            require_number("max_norm", self.max_norm, "above 0", lambda v: v > 0)
+        require_number("label_smoothing", self.label_smoothing, "in [0, 1)", lambda v: 0 <= v < 1)
+        require_choice("dtype", self.dtype, tuple(DTYPES))
+        require_choice("checkpointing", self.checkpointing, (True, False))
+        require_choice("compile", self.compile, (True, False))
+        if not isinstance(self.betas, (list, tuple)) or len(self.betas) != 2 or not all(map(_is_beta, self.betas)):
+            raise ValueError(f"betas must be two numbers in [0, 1), got betas={self.betas!r}")
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON has no tuples
 
     def peak_rate(self, model: L1Config) -> float:
         """Return the peak learning rate for a model: the given one, or the rule of thumb by width."""
         return self.lr_peak if self.lr_peak is not None else 0.384 / model.n_embd
+
+
+def _is_beta(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def train(
@@ -143,33 +145,41 @@ def train(
 
     Raises:
         ValueError: The corpus or the checkpoint does not fit.
-        FloatingPointError: The loss is no longer a number.
-        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written first where there is a folder.
+        OSError: A checkpoint cannot be written; the last one stays.
+        FloatingPointError: The loss or a weight is no longer a number; the message names the last good checkpoint.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written first where there is a folder.
     """
-    loop = _Loop(model, corpus, config, folder, floor, on_evaluation)
-    if resume:
-        loop.restore()
-    with (
-        _stop_signals() as stop,
-        tqdm(total=config.steps, initial=loop.step, unit="step", disable=not progress, dynamic_ncols=True) as bar,
-    ):
-        model.train()
-        if loop.step == 0:
-            loop.evaluate(QUICK_EVALUATION_TOKENS)
-        while loop.step < config.steps:
-            loop.take_step()
-            bar.update()
-            loop.show(bar)
-            if stop.is_set():
-                raise KeyboardInterrupt(loop.stopped())
-    return loop.finish()
+    stop = threading.Event()  # looked at between steps
+    with handling(lambda *_: stop.set()):
+        loop = _Loop(model, corpus, config, folder, floor, on_evaluation, stop)
+        if resume:
+            loop.restore()
+        with tqdm(total=config.steps, initial=loop.step, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+            model.train()
+            try:
+                while True:
+                    loop.do_what_is_due()
+                    if loop.step == config.steps:
+                        return loop.metrics()
+                    loop.leave_if_stopped()
+                    loop.take_step()
+                    loop.leave_if_stopped()
+                    bar.update()
+                    loop.show(bar)
+            except _Stopped:
+                raise KeyboardInterrupt(loop.stopped()) from None
+
+
+class _Stopped(Exception):
+    """A signal asked the run to end, and the loop is at a place where it can."""
 
 
 class _Loop:
     """The state of one run of `train`: everything that changes from step to step."""
 
-    def __init__(self, model, corpus, config, folder, floor, on_evaluation):
+    def __init__(self, model, corpus, config, folder, floor, on_evaluation, stop):
         self.model, self.corpus, self.config, self.folder, self.floor = model, corpus, config, folder, floor
+        self.stop = stop
         self.on_evaluation = on_evaluation or (lambda point: None)
         self.device = next(model.parameters()).device
         self.dtype = DTYPES[config.dtype]
@@ -183,10 +193,11 @@ class _Loop:
         self.validation = corpus.validation_batches(context, max(1, EVALUATION_TOKENS // context))
         self.fingerprint = corpus.fingerprint()  # once: every checkpoint holds it
         self.step, self.elapsed_s, self.curve, self.losses = 0, 0.0, [], []
+        self.kept = None  # step and length of the curve in the last checkpoint
         self.tokens_per_step = config.batch_size * config.accumulation * context
 
     def take_step(self) -> None:
-        """Do one optimizer step, and what is due after it."""
+        """Do one optimizer step."""
         started = time.perf_counter()
         seed = _step_seed(self.config.seed, self.step)
         torch.manual_seed(seed)
@@ -202,10 +213,21 @@ class _Loop:
         self.step += 1
         self.losses.append(loss)
         self.elapsed_s += time.perf_counter() - started
-        if self.step % config.evaluate_every == 0 and self.step < config.steps:
-            self.evaluate(QUICK_EVALUATION_TOKENS)
-        if self.step % config.save_every == 0 and self.step < config.steps:
+
+    def do_what_is_due(self) -> None:
+        """Evaluate and save where the step asks for it, and it is not done: a run may have been stopped in between."""
+        last = self.step == self.config.steps
+        evaluated = self.curve and self.curve[-1]["step"] == self.step
+        if not evaluated and (last or self.step % self.config.evaluate_every == 0):
+            self.evaluate(FULL_EVALUATION_TOKENS if last else QUICK_EVALUATION_TOKENS)
+        due = last or (self.step and self.step % self.config.save_every == 0)
+        if due and self.kept != (self.step, len(self.curve)):
             self.save()
+
+    def leave_if_stopped(self) -> None:
+        """Leave the loop where a signal asked for it."""
+        if self.stop.is_set():
+            raise _Stopped
 
     def _draw(self, generator: torch.Generator) -> list[Batch]:
         context = self.model.config.max_seq_length
@@ -218,16 +240,29 @@ class _Loop:
         # On CUDA reading the loss would make the processor wait, so there it is read now and then, and before a save.
         due = self.device.type == "cpu" or self.step % 20 == 0 or (self.step + 1) % self.config.save_every == 0
         if due and not math.isfinite(loss.item()):
-            kept = f"the last good checkpoint is in {self.folder}" if self.folder else "no checkpoint was kept"
-            raise FloatingPointError(
-                f"the loss must stay finite, got {loss.item()} at step {self.step + 1}, rate {lr:.3g}; {kept}. "
-                "A lower peak rate or a longer warm-up usually helps."
-            )
+            raise self._no_number("loss", loss.item(), self.step + 1, lr)
+
+    def _no_number(self, what: str, value: float, step: int, lr: float | None = None) -> FloatingPointError:
+        config = self.config
+        lr = cosine_lr(step, self.lr_peak, config.warmup_steps, config.steps, config.lr_min) if lr is None else lr
+        return FloatingPointError(
+            f"the {what} must stay finite, got {value} at step {step}, rate {lr:.3g}; {self._last_checkpoint()}. "
+            "A lower peak rate or a longer warm-up usually helps."
+        )
+
+    def _last_checkpoint(self) -> str:
+        if self.folder is None:
+            return "no checkpoint was kept"
+        if self.kept is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {Path(self.folder) / CHECKPOINT_FILE}, of step {self.kept[0]}"
 
     def evaluate(self, tokens: int) -> None:
         """Add a point to the curve, from about so many tokens of the validation part."""
         every = max(1, math.ceil(sum(y.numel() for _, y in self.validation) / tokens))
-        validation_loss = evaluate(self.model, self.validation[::every], self.dtype)
+        validation_loss = evaluate(self.model, self._until_stopped(self.validation[::every]), self.dtype)
+        if not math.isfinite(validation_loss):
+            raise self._no_number("validation loss", validation_loss, self.step)
         # The mean since the last point; before the first step there is none.
         training_loss = torch.stack(self.losses).mean().item() if self.losses else None
         point = {
@@ -240,6 +275,11 @@ class _Loop:
         self.curve.append(point)
         self.on_evaluation(point)
 
+    def _until_stopped(self, batches: list[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.leave_if_stopped()  # an evaluation can take minutes
+            yield batch
+
     def show(self, bar: tqdm) -> None:
         """Put loss, floor and tokens per second behind the bar."""
         if not bar.disable and (self.step % 10 == 0 or self.step == self.config.steps) and self.losses:
@@ -250,9 +290,16 @@ class _Loop:
         return self.step * self.tokens_per_step / self.elapsed_s
 
     def save(self) -> None:
-        """Write a checkpoint, where there is a folder for it."""
-        if self.folder is not None:
+        """Write a checkpoint, where there is a folder for it; never of weights that are no longer numbers."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._no_number("weights", math.nan, self.step)
+        if self.folder is None:
+            return
+        try:
             save_checkpoint(self.folder, self.model, self.optimizer, self._state())
+        except OSError as error:
+            raise type(error)(f"{error}; stopped at step {self.step}, {self._last_checkpoint()}") from None
+        self.kept = self.step, len(self.curve)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -272,7 +319,7 @@ class _Loop:
         Raises:
             ValueError: It is of a run with other settings or another corpus.
         """
-        state = load_checkpoint(self.folder, self.model, self.optimizer)
+        state = load_checkpoint(Path(self.folder), self.model, self.optimizer)
         here = self._state()
         changed = [
             f"{part}.{name}: {state[part].get(name)!r} then, {value!r} now"
@@ -284,21 +331,24 @@ class _Loop:
             changed.append(f"corpus: {state['corpus']} then, {here['corpus']} now")
         if changed:
             raise ValueError(f"to resume, the run must have the settings it began with; changed: {'; '.join(changed)}")
+        if state["scaler"].keys() != self.scaler.state_dict().keys() or state["step"] > self.config.steps:
+            raise ValueError(
+                f"{self.folder} must hold a checkpoint of this run, got step {state['step']}, scaler {state['scaler']}"
+            )
         self.step, self.elapsed_s, self.curve = state["step"], state["elapsed_s"], state["curve"]
         self.losses = list(torch.tensor(state["losses"]))
         self.scaler.load_state_dict(state["scaler"])
+        self.kept = self.step, len(self.curve)
 
     def stopped(self) -> str:
         """Save, and return the sentence that says where the run stopped."""
-        self.save()
-        where = "" if self.folder is None else f"; {self.folder} holds a checkpoint to resume from"
+        if self.step and self.kept != (self.step, len(self.curve)):
+            self.save()
+        where = f"; {self.folder} holds a checkpoint to resume from" if self.folder and self.step else ""
         return f"stopped after step {self.step} of {self.config.steps}{where}"
 
-    def finish(self) -> dict[str, Any]:
-        """Evaluate on the validation part and return the metrics."""
-        if not self.curve or self.curve[-1]["step"] != self.step:
-            self.evaluate(FULL_EVALUATION_TOKENS)
-            self.save()
+    def metrics(self) -> dict[str, Any]:
+        """Return what the run came to."""
         return {
             "validation_loss": self.curve[-1]["validation_loss"],
             "training_loss": self.curve[-1]["training_loss"],
@@ -316,15 +366,23 @@ def _step_seed(seed: int, step: int) -> int:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event that the loop looks at between steps."""
-    stop = threading.Event()
+def handling(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Handle SIGINT, SIGTERM and SIGHUP (a closed terminal) for a while.
+
+    A signal that is ignored stays ignored, as `nohup` wants it.
+
+    Args:
+        handler: Called with the signal's number and the frame. Outside the main thread it never is.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = []  # only the main thread may handle signals
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)

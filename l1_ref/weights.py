@@ -1,6 +1,9 @@
 """Weights on disk: save and load our own as safetensors, and take GPT-2's in and out."""
 
 import json
+import os
+import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,18 @@ from torch import Tensor, nn
 from l1_ref.config import L1Config
 from l1_ref.downloads import fetch
 from l1_ref.files import read_json, replacing, write_json
+from l1_ref.linear import is_stored_in_few_bits, store_for_generation
 from l1_ref.tokenizer import Tokenizer, load_tokenizer
-from l1_ref.transformer import L1Model, store_for_generation
+from l1_ref.transformer import L1Model, count_parameters
 
 MODEL_FILE, CONFIG_FILE, METRICS_FILE = "model.safetensors", "config.json", "metrics.json"
+_STATE = "state"  # the entry of the header with checksum and state
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any] | None = None) -> None:
     """Write named tensors, and a state that JSON can hold, as one safetensors file: whole or not at all.
+
+    The header holds a checksum of all that is in the file, by which `read_tensors` knows damage.
 
     Args:
         path: The file.
@@ -31,30 +38,51 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any] 
         OSError: The file cannot be written; an older one stays as it was.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt"} | ({"state": json.dumps(state)} if state is not None else {})
+    text = json.dumps(state)
+    # One entry: of several, safetensors would write any first, and equal weights would make unequal files.
+    metadata = {_STATE: f"{_checksum(on_cpu, text)} {text}"}
     with replacing(path) as temporary:
         try:
             save_file(on_cpu, temporary, metadata)
         except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(f"{path} could not be written: {error}") from None
+            reason = re.search(r"I/O error: (.*?) \(os error", str(error))
+            raise OSError(f"cannot write {path}: {reason[1] if reason else error}") from None
+
+
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    checksum = zlib.crc32(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
+        if tensor.numel():
+            checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), checksum)
+    return f"{checksum:08x}"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Read what `write_tensors` wrote.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is cut short, or is no safetensors file.
+        OSError: There is no such file, or it cannot be read.
+        ValueError: The file is cut short or damaged, or is no safetensors file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights must be a safetensors file, found none at {path}")
     try:
+        path.open("rb").close()  # safetensors would call a file that is kept from us missing
+    except OSError as error:
+        raise type(error)(f"cannot read {path}: {error.strerror}") from None
+    try:
         with safe_open(path, framework="pt") as file:
-            state = (file.metadata() or {}).get("state")
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, json.loads(state) if state else None
-    except (SafetensorError, json.JSONDecodeError) as error:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            entry = (file.metadata() or {}).get(_STATE)
+        if entry is None:  # another program's
+            return tensors, None
+        checksum, _, text = entry.partition(" ")
+        if checksum != _checksum(tensors, text):
+            raise ValueError("its checksum does not fit, so it was changed or damaged since it was written")
+        return tensors, json.loads(text)
+    except Exception as error:  # whatever the parsers meet in bytes from anywhere
         raise ValueError(f"weights must be a whole safetensors file, {path} is not: {error}") from None
 
 
@@ -67,7 +95,24 @@ def assign_parameters(model: nn.Module, tensors: dict[str, Tensor], origin: str 
         origin: Where they come from, for the error.
 
     Raises:
-        ValueError: A name is missing, unknown, or has another shape; nothing is changed then.
+        ValueError: They do not fit, as `check_parameters` has it; nothing is changed then.
+    """
+    check_parameters(model, tensors, origin)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def check_parameters(model: nn.Module, tensors: dict[str, Tensor], origin: str | Path) -> None:
+    """Refuse tensors that cannot be a model's parameters.
+
+    Args:
+        model: A parameter that is shared is expected once, under its first name.
+        tensors: Values by name.
+        origin: Where they come from, for the error.
+
+    Raises:
+        ValueError: A name is missing, unknown, or has another shape; or a value is no finite number.
     """
     parameters = dict(model.named_parameters())
     missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
@@ -81,9 +126,10 @@ def assign_parameters(model: nn.Module, tensors: dict[str, Tensor], origin: str 
             raise ValueError(
                 f"{name} of {origin} must have shape {tuple(parameter.shape)}, got {tuple(tensors[name].shape)}"
             )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{name} of {origin} must hold floating-point numbers, got {tensors[name].dtype}")
+        if not tensors[name].float().isfinite().all():
+            raise ValueError(f"{name} of {origin} must hold finite numbers, got inf or nan")
 
 
 def save_model(model: L1Model, folder: str | Path) -> None:
@@ -95,7 +141,10 @@ def save_model(model: L1Model, folder: str | Path) -> None:
 
     Raises:
         OSError: The folder cannot be written to.
+        ValueError: The model was stored in fewer bits; nothing is written.
     """
+    if is_stored_in_few_bits(model):
+        raise ValueError("a model must be saved in float32; this one was stored in fewer bits, for generation alone")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / MODEL_FILE, dict(model.named_parameters()))
@@ -126,10 +175,41 @@ def load_model(folder: str | Path) -> L1Model:
         FileNotFoundError: A file is missing.
         ValueError: A file is cut short, or belongs to another model.
     """
-    model = L1Model(load_config(folder))
-    tensors, _ = read_tensors(Path(folder) / MODEL_FILE)
-    assign_parameters(model, tensors, Path(folder) / MODEL_FILE)
+    config = load_config(folder)
+    path = Path(folder) / MODEL_FILE
+    tensors, _ = read_tensors(path)
+    n_parameters, n_found = count_parameters(config), sum(tensor.numel() for tensor in tensors.values())
+    if n_parameters > 4 * n_found + 100_000:  # told before so large a model is built
+        raise ValueError(
+            f"{Path(folder) / CONFIG_FILE} must belong to {path}, got {n_parameters:,} parameters and "
+            f"{n_found:,} weights"
+        )
+    table = config.max_seq_length * config.n_embd if config.position_encoding == "sinusoidal" else 0
+    require_memory(32 * table + 4 * n_parameters, f"max_seq_length={config.max_seq_length}, n_embd={config.n_embd}")
+    model = L1Model(config)
+    assign_parameters(model, tensors, path)
     return store_for_generation(model).eval()
+
+
+def require_memory(n_bytes: int, settings: str) -> None:
+    """Refuse what cannot fit into this machine's memory, before the machine is brought to a standstill.
+
+    Args:
+        n_bytes: What is needed.
+        settings: What asks for it, for the error.
+
+    Raises:
+        ValueError: The machine has less.
+    """
+    try:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows does not say; no machine of a reader has this much
+        available = 2**42
+    if n_bytes > available:
+        raise ValueError(
+            f"the memory must hold at least {n_bytes / 1e9:,.1f} GB for {settings}; this machine has "
+            f"{available / 1e9:,.1f} GB"
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +246,17 @@ def load_run(folder: str | Path) -> Run:
             f"tokenizer and model of {folder} must have one vocabulary, "
             f"got {tokenizer.vocab_size} and {model.config.vocab_size} tokens"
         )
-    return Run(model, tokenizer, read_json(folder / METRICS_FILE))
+    return Run(model, tokenizer, _load_metrics(folder / METRICS_FILE))
+
+
+def _load_metrics(path: Path) -> dict[str, Any]:
+    metrics = read_json(path)
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(metrics).__name__}")
+    documents = metrics.get("documents", 1)
+    if isinstance(documents, bool) or not isinstance(documents, int) or documents < 1:
+        raise ValueError(f"documents of {path} must be a whole number of at least 1, got {documents!r}")
+    return metrics
 
 
 # Our name of each part of a block, and GPT-2's.
@@ -217,6 +307,9 @@ def from_gpt2(state_dict: dict[str, Tensor], n_heads: int, dropout: float = 0.1)
     absent = [name for name in needed if name not in theirs]
     if absent:
         raise ValueError(f"a GPT-2 state dict must hold {', '.join(needed)}; missing {', '.join(absent)}")
+    for name in needed:
+        if theirs[name].ndim != 2:
+            raise ValueError(f"{name} of a GPT-2 state dict must have two axes, got shape {tuple(theirs[name].shape)}")
     head = theirs.pop("lm_head.weight", theirs["wte.weight"])
     tied = torch.equal(head, theirs["wte.weight"])
     (V, C), T, F_ = theirs["wte.weight"].shape, len(theirs["wpe.weight"]), theirs["h.0.mlp.c_fc.weight"].shape[1]
@@ -266,6 +359,8 @@ def load_gpt2(source: str | Path, n_heads: int | None = None) -> L1Model:
         path = path / MODEL_FILE
     tensors, _ = read_tensors(path)
     config = read_json(path.parent / CONFIG_FILE) if (path.parent / CONFIG_FILE).is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{path.parent / CONFIG_FILE} must hold a JSON object, got {type(config).__name__}")
     if config.get("model_type", "gpt2") != "gpt2":
         raise ValueError(f"{path.parent / CONFIG_FILE} must say model_type gpt2, got {config['model_type']!r}")
     width = next((len(tensor) for name, tensor in tensors.items() if name.endswith("ln_f.weight")), 64)

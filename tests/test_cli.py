@@ -116,6 +116,60 @@ def test_a_finished_run_is_not_overwritten(l1, text, trained):
     assert Path("mine/metrics.json").read_bytes() == before
 
 
+def test_an_unfinished_run_is_not_overwritten(l1, text, trained):
+    shutil.copytree(trained, "mine")
+    Path("mine/metrics.json").unlink()
+    before = Path("mine/checkpoint.safetensors").read_bytes()
+    status, _, err = l1("train", text, "--out", "mine", *QUICK)
+    assert status == 1
+    assert "a folder without a run, mine holds an unfinished one; go on with it (--resume)" in err
+    assert Path("mine/checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(l1, trained):
+    weights = (trained / "model.safetensors").read_bytes()
+    shutil.copytree(trained, "mine")
+    for name in ("checkpoint.safetensors", "metrics.json", "model.safetensors"):
+        Path("mine", name).unlink()
+    status, out, err = l1("train", "--resume", "--out", "mine")
+    assert status == 0, err
+    assert "mine holds no checkpoint yet: the run begins again" in out
+    assert Path("mine/model.safetensors").read_bytes() == weights
+
+
+def test_a_path_that_looks_like_markup_is_printed_as_it_is(l1, trained):
+    shutil.copytree(trained, "a [bold] text")
+    Path("a [bold] text", "metrics.json").unlink()
+    status, out, err = l1("train", "--resume", "--out", "a [bold] text")
+    assert status == 0, err
+    assert "l1 generate 'a [bold] text'" in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has another error for a pipe that nobody reads")
+def test_a_reader_that_has_read_enough_is_no_error(trained):
+    # As in `l1 generate run | head -c 1`.
+    command = [sys.executable, "-m", "l1_ref.cli", "generate", str(trained), "the", "--max-new-tokens", "100000"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("DefaultCPUAllocator: not enough memory: you")])
+def test_a_memory_that_is_too_small_is_one_line(l1, monkeypatch, text, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "train_run", refuse)
+    status, _, err = l1("train", text)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: the memory is not enough: {error}; a smaller model")
+
+
 def test_resume_takes_everything_from_the_run(l1, text):
     assert l1("train", text, "--out", "run", *QUICK)[0] == 0
     Path("run/metrics.json").unlink()
@@ -153,8 +207,12 @@ def write(path: str, data: bytes) -> str:
         (lambda: ["train", "cats.txt", "--set", "vocab_size=9"], "vocab_size comes from the tokenizer"),
         (lambda: ["train", "cats.txt", "--tokenizer", "words"], "words"),
         (lambda: ["train", "cats.txt", "--tokenizer", "bpe:12"], "12"),
-        (lambda: ["train", "cats.txt", "--dtype", "int8"], "dtype must be one of float32, bfloat16, float16, got"),
+        (lambda: ["train", "cats.txt", "--dtype", "int8"], "dtype must be one of 'float32', 'bfloat16', 'float16'"),
         (lambda: ["train", "cats.txt", "--steps", "0"], "steps must be a whole number of at least 1, got steps=0"),
+        (lambda: ["train", "cats.txt", *SMALL, "n_layers=1000000000"], "layers, batch_size=16, accumulation=1; this"),
+        (lambda: ["train", "cats.txt", *SMALL, "--batch-size", "1000000000"], "the memory must hold at least"),
+        (lambda: ["train", "cats.txt", "--seed", "9" * 30], "seed must be a whole number of at least 0 and below"),
+        (lambda: ["train", "cats.txt", "--tokenizer", "bpe:" + "9" * 5_000], "N in bpe:N must be a whole number of"),
         (lambda: ["train", "cats.txt", "--device", "tpu"], "--device must be auto, cpu or cuda, got 'tpu'"),
         (lambda: ["train", "cats.txt", *SMALL, "--out", write("file", b"x") + "/run"], "file"),
         (lambda: ["generate", "nowhere", "hi"], "must be a folder that `l1 train` wrote, found none at nowhere"),
@@ -180,6 +238,8 @@ def test_bad_input_is_answered_with_one_line_that_names_rule_and_value(l1, text,
         (["the", "--top-k", 0], "top_k must be a whole number of at least 1, got top_k=0"),
         (["the", "--top-p", 1.5], "top_p must be in (0, 1], got top_p=1.5"),
         (["the", "--max-new-tokens", -2], "max_new_tokens must be a whole number of at least 0"),
+        (["the", "--seed", 2**64], f"below 2**63, got seed={2**64}"),
+        (["the", "--seed", -1], "seed must be a whole number of at least 0"),
     ],
 )
 def test_a_bad_prompt_or_setting_is_named(l1, trained, arguments, named):

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -36,9 +38,39 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, fun
 def test_replacing_removes_what_a_failed_block_wrote(tmp_path):
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "file.txt") as temporary:
         temporary.write_text("half")
-        assert temporary.parent == tmp_path
+        assert temporary.parent.parent == tmp_path
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one_that_writes_the_file(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {
+        "dead": f".file.txt.{dead.pid}-0123abcd.tmp",
+        "alive": f".file.txt.{os.getppid()}-0123abcd.tmp",
+        "number taken over": f".file.txt.{os.getpid()}-0123abcd.tmp",
+        "other": f".other.txt.{dead.pid}-0123abcd.tmp",
+        "foreign": ".file.txt.backup.tmp",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("half")
+    with replacing(tmp_path / "file.txt") as temporary:
+        write_atomic(tmp_path / "file.txt", "meanwhile")  # what is being written is left alone
+        temporary.write_text("whole")
+    assert (tmp_path / "file.txt").read_text() == "whole"
+    left = {path.name for path in tmp_path.iterdir()} - {"file.txt"}
+    kept = ["other", "foreign", *(["alive"] if os.name != "nt" else ["alive", "dead"])]  # Windows: younger than an hour
+    assert left == {names[kind] for kind in kept}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_file_gets_the_mode_of_any_new_file_whatever_wrote_it(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with replacing(tmp_path / "file") as temporary:
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_writing_into_an_impossible_place_names_it(tmp_path):
@@ -66,6 +98,7 @@ def test_json_comes_back_as_it_went_in(tmp_path):
         (b'{"a": 1,\n "b"', "is not JSON: Expecting ':' delimiter, line 2, column 5"),
         (b'"\xff"', "is not JSON: it is not UTF-8 at byte 1"),
         (b"[" * 200_000, "is not JSON"),
+        (b"9" * 5_000, "is not JSON that can be read: Exceeds the limit"),
     ],
 )
 def test_read_json_says_where_a_file_is_broken(tmp_path, data, message):

@@ -60,6 +60,54 @@ def test_missing_truncated_and_foreign_weights_are_named(tmp_path):
         load_model(tmp_path)
 
 
+def test_one_changed_bit_is_noticed(tmp_path):
+    save_model(L1Model(CONFIG), tmp_path)
+    path = tmp_path / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="its checksum does not fit, so it was changed or damaged"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "rule"),
+    [
+        (torch.full((11, 8), torch.nan), "must hold finite numbers, got inf or nan"),
+        (torch.ones(11, 8, dtype=torch.int32), "must hold floating-point numbers, got torch.int32"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, tensor, rule):
+    save_model(L1Model(CONFIG), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = read_tensors(path)[0] | {"embedding.token.weight": tensor}
+    save_file({name: each.clone() for name, each in tensors.items()}, path)
+    with pytest.raises(ValueError, match=rf"embedding\.token\.weight of .* {rule}"):
+        load_model(tmp_path)
+
+
+def test_equal_weights_make_equal_files(tmp_path):
+    torch.manual_seed(0)
+    first = L1Model(CONFIG)
+    for name in ("a", "b", "c", "d"):
+        save_model(first, tmp_path / name)
+    assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b", "c", "d")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"n_layers": 10**9}, r"config\.json must belong to .*model\.safetensors, got .* parameters and"),
+        ({"max_seq_length": 2**31 - 1, "position_encoding": "sinusoidal"}, "the memory must hold at least"),
+    ],
+)
+def test_a_configuration_far_beyond_the_weights_is_refused_before_it_is_built(tmp_path, change, rule):
+    save_model(L1Model(CONFIG), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict() | change))
+    with pytest.raises(ValueError, match=rule):
+        load_model(tmp_path)
+
+
 def test_weights_of_another_shape_are_refused_by_name(tmp_path):
     save_model(L1Model(CONFIG), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(replace(CONFIG, vocab_size=12).to_dict()))
@@ -161,6 +209,8 @@ def test_what_are_not_gpt2_weights_is_said(tmp_path):
     del state["transformer.h.1.ln_1.bias"]
     with pytest.raises(ValueError, match=r"missing \['blocks\.1\.norm_1\.bias'\]"):
         from_gpt2(state, 2)
+    with pytest.raises(ValueError, match=r"wte\.weight of a GPT-2 state dict must have two axes, got shape \(3,\)"):
+        from_gpt2(state | {"transformer.wte.weight": torch.zeros(3)}, 2)
     with pytest.raises(ValueError, match="learned positions"):
         to_gpt2(L1Model(replace(CONFIG, position_encoding="sinusoidal")))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
