@@ -178,6 +178,9 @@ def generate(
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
+    stored_as: Annotated[
+        str, typer.Option(help="float32; bfloat16 and int8 are faster for a large model, and a little less exact.")
+    ] = "float32",
 ) -> None:
     """Continue a text with a trained model, token by token."""
     generator = torch.Generator()
@@ -188,7 +191,7 @@ def generate(
         generator.manual_seed(seed)
     pieces = continue_text(
         run, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        do_sample=not greedy, generator=generator,
+        do_sample=not greedy, generator=generator, stored_as=stored_as,
     )  # fmt: skip
     sys.stdout.write(prompt)
     for piece in pieces:

@@ -168,8 +168,12 @@ def load_config(folder: str | Path) -> L1Config:
         raise ValueError(f"{path} must hold an L1Config: {error}") from None
 
 
-def load_model(folder: str | Path) -> L1Model:
+def load_model(folder: str | Path, stored_as: str = "float32") -> L1Model:
     """Read what `save_model` wrote; the model comes in eval mode, stored for generation.
+
+    Args:
+        folder: Holds `model.safetensors` and `config.json`.
+        stored_as: As for `store_for_generation`; in fewer bits than float32 the model can only generate.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -188,7 +192,7 @@ def load_model(folder: str | Path) -> L1Model:
     require_memory(32 * table + 4 * n_parameters, f"max_seq_length={config.max_seq_length}, n_embd={config.n_embd}")
     model = L1Model(config)
     assign_parameters(model, tensors, path)
-    return store_for_generation(model).eval()
+    return store_for_generation(model, stored_as).eval()
 
 
 def require_memory(n_bytes: int, settings: str) -> None:
@@ -227,11 +231,12 @@ class Run:
     metrics: dict[str, Any]
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, stored_as: str = "float32") -> Run:
     """Read a training run.
 
     Args:
         folder: Holds `model.safetensors`, `config.json`, `tokenizer.json` and `metrics.json`.
+        stored_as: As for `load_model`.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -240,7 +245,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"a run must be a folder that `l1 train` wrote, found none at {folder}")
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, stored_as), load_tokenizer(folder)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"tokenizer and model of {folder} must have one vocabulary, "
@@ -337,13 +342,14 @@ def to_gpt2(model: L1Model) -> dict[str, Tensor]:
     return theirs | {"lm_head.weight": ours["head.weight"]}
 
 
-def load_gpt2(source: str | Path, n_heads: int | None = None) -> L1Model:
+def load_gpt2(source: str | Path, n_heads: int | None = None, stored_as: str = "float32") -> L1Model:
     """Load GPT-2's weights from a folder, a safetensors file, or by their Hugging Face name; stored for generation.
 
     Args:
         source: A folder with `model.safetensors` and `config.json`; a safetensors file; or a name, such as "gpt2" or
             "openai-community/gpt2-medium", which is downloaded once into `~/.cache/l1`.
         n_heads: Number of heads; by default what the `config.json` beside the weights says, else C / 64, GPT-2's rule.
+        stored_as: As for `load_model`.
 
     Raises:
         FileNotFoundError: There is no such folder or file.
@@ -364,7 +370,7 @@ def load_gpt2(source: str | Path, n_heads: int | None = None) -> L1Model:
     if config.get("model_type", "gpt2") != "gpt2":
         raise ValueError(f"{path.parent / CONFIG_FILE} must say model_type gpt2, got {config['model_type']!r}")
     width = next((len(tensor) for name, tensor in tensors.items() if name.endswith("ln_f.weight")), 64)
-    return store_for_generation(from_gpt2(tensors, n_heads or config.get("n_head") or max(1, width // 64)))
+    return store_for_generation(from_gpt2(tensors, n_heads or config.get("n_head") or max(1, width // 64)), stored_as)
 
 
 def _download_gpt2(name: str) -> Path:

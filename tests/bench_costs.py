@@ -9,14 +9,14 @@ import sys
 PEERS = ("L1", "transformers", "litgpt")
 BATCH_SIZE, STEPS = 2, 2
 MEASURE = """
-import json, resource, sys
+import dataclasses, json, resource, sys
 import torch
 from l1_ref import L1Config
 from tests.bench import litgpt_model, training_step, transformers_model
 from l1_ref import L1Model
 
-name, checkpointing, batch_size, steps, device = json.loads(sys.argv[1])
-config = L1Config.preset("small")
+name, checkpointing, dropout, batch_size, steps, device = json.loads(sys.argv[1])
+config = dataclasses.replace(L1Config.preset("small"), dropout=dropout)
 torch.manual_seed(0)
 model = {"L1": L1Model, "transformers": transformers_model, "litgpt": litgpt_model}[name](config).to(device)
 if checkpointing and name == "L1":
@@ -53,11 +53,10 @@ def in_a_process(*arguments: str) -> str:
     return done.stdout
 
 
-def peak_bytes(name: str, checkpointing: bool, device: str) -> int:
+def peak_bytes(name: str, checkpointing: bool, dropout: float, device: str) -> int:
     """Return the most memory that two training steps of `small` took: weights, gradients, moments, activations."""
-    return json.loads(
-        in_a_process("-c", MEASURE, json.dumps([name, checkpointing, BATCH_SIZE, STEPS, device])).splitlines()[-1]
-    )
+    settings = json.dumps([name, checkpointing, dropout, BATCH_SIZE, STEPS, device])
+    return json.loads(in_a_process("-c", MEASURE, settings).splitlines()[-1])
 
 
 def import_s(modules: str, times: int) -> float:
@@ -66,15 +65,16 @@ def import_s(modules: str, times: int) -> float:
 
 
 def run(device: str, quick: bool) -> dict:
-    """Measure and print."""
-    peaks = {name: {on: peak_bytes(name, on, device) for on in (False, True)} for name in PEERS}
-    print(
-        f"\n{'peak memory of training small, batch ' + str(BATCH_SIZE):44}{'plain':>12}{'checkpointed':>14}{'ratio':>8}"
-    )
-    for name, peak in peaks.items():
-        print(
-            f"{name:44}{peak[False] / 2**20:>8,.0f} MiB{peak[True] / 2**20:>10,.0f} MiB{peak[True] / peak[False]:8.0%}"
-        )
+    """Measure and print; litgpt has no dropout."""
+    peaks = {}
+    print(f"\n{f'peak memory of training small, batch {BATCH_SIZE}':44}{'plain':>12}{'checkpointed':>14}{'ratio':>8}")
+    for dropout in (0.1, 0.0):
+        for name in PEERS if dropout == 0 else PEERS[:2]:
+            plain, checkpointed = (peak_bytes(name, on, dropout, device) for on in (False, True))
+            title = f"{name}, dropout {dropout}"
+            megabytes = f"{plain / 2**20:>8,.0f} MiB{checkpointed / 2**20:>10,.0f} MiB"
+            print(f"{title:44}{megabytes}{checkpointed / plain:8.0%}", flush=True)
+            peaks[title] = {"plain": plain, "checkpointed": checkpointed}
     imports = {name: import_s(modules, 3 if quick else 7) for name, modules in IMPORTS.items()}
     print("\nimports, seconds added to torch's: " + ", ".join(f"{name} {s:.3f}" for name, s in imports.items()))
     return {"peak_bytes": peaks, "import_s": imports}

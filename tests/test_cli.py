@@ -82,6 +82,18 @@ def test_train_then_generate(l1, text, tokenizer):
     assert l1("generate", "runs/cats", "the cat", "--max-new-tokens", 12, "--seed", 3)[1] == out
 
 
+@pytest.mark.parametrize("stored_as", ["float32", "bfloat16", "int8"])
+def test_text_comes_from_weights_in_fewer_bits_too(l1, trained, stored_as):
+    status, out, err = l1("generate", trained, "the cat", "--max-new-tokens", 9, "--seed", 3, "--stored-as", stored_as)
+    assert status == 0, err
+    assert out.startswith("the cat") and len(out) > len("the cat\n")
+
+
+def test_an_unknown_storage_is_named(l1, trained):
+    status, _, err = l1("generate", trained, "the cat", "--stored-as", "int4")
+    assert status != 0 and "one of float32, bfloat16, int8, got stored_as='int4'" in " ".join(err.split())
+
+
 def test_greedy_text_needs_no_seed(l1, trained):
     first = l1("generate", trained, "the dog", "--greedy", "--max-new-tokens", 20)
     assert first == l1("generate", trained, "the dog", "--greedy", "--max-new-tokens", 20)

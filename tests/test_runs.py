@@ -16,7 +16,7 @@ from l1_ref.data import DATA_DIR, make_document_corpus
 from l1_ref.runs import RunSpec, continue_text, train_run
 from l1_ref.tokenizer import load_tokenizer, train_bpe
 from l1_ref.training import evaluate
-from l1_ref.weights import load_run
+from l1_ref.weights import load_model, load_run
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"steps": 4, "batch_size": 2, "evaluate_every": 2}
@@ -95,6 +95,16 @@ def test_the_run_starts_from_the_weights_of_its_seed(tmp_path, few_tales):
     assert train_run(spec, tmp_path / "b", say=str, progress=False)["curve"] == first["curve"]
 
 
+def test_initial_weights_follow_the_width_unless_they_are_set(tmp_path, few_tales):
+    """sqrt(2 / (5 C)): 0.056 at width 128, and at GPT-2's 768 nearly its own 0.02."""
+    for width, given, expected in ((16, {}, 0.1581), (48, {}, 0.0913), (16, {"init_std": 0.02}, 0.02)):
+        spec = RunSpec(model=SMALL | {"n_embd": width} | given, training=QUICK)
+        folder = tmp_path / f"{width} {expected}"
+        train_run(spec, folder, say=str, progress=False)
+        assert load_model(folder).config.init_std == expected
+    assert round((2 / (5 * 768)) ** 0.5, 3) == 0.023
+
+
 def test_several_texts_are_several_documents(tmp_path):
     files = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
     for file in files:
@@ -106,23 +116,15 @@ def test_several_texts_are_several_documents(tmp_path):
     assert "".join(continue_text(tmp_path / "run", "", max_new_tokens=3, do_sample=False)) is not None
 
 
-def test_tiny_shakespeare_by_the_defaults_of_l1_train_gets_below_1_80(tiny_shakespeare, tmp_path):
+def test_tiny_shakespeare_by_the_defaults_of_l1_train_gets_below_1_74(tiny_shakespeare, tmp_path):
     """4 layers, 4 heads, 128 wide, context 64, 2,000 steps of 12: measured 1.768 nats a character."""
     command = [sys.executable, "-m", "l1_ref.cli", "train", str(tiny_shakespeare), "--out", "run", "--steps", "2000"]
-    command += [
-        "--batch-size",
-        "12",
-        "--set",
-        "n_layers=4",
-        "n_heads=4",
-        "n_embd=128",
-        "max_seq_length=64",
-        "dropout=0",
-    ]
+    shape = ["n_layers=4", "n_heads=4", "n_embd=128", "max_seq_length=64", "dropout=0"]
+    command += ["--batch-size", "12", "--set", *shape]
     # One thread: beside other work two wait for each other, and take longer than one.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["tokens"] == 2_000 * 12 * 64
-    assert 1.5 < metrics["validation_loss"] < 1.80
+    assert 1.5 < metrics["validation_loss"] < 1.74  # room for another processor's rounding

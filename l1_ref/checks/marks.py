@@ -59,7 +59,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
         return {str(name): _entry(entry) for name, entry in entries.items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         aside = _free_name(path)
         os.replace(path, aside)
         print(f"{path.name} could not be read; it is kept as {aside.name}, and a new one begins", file=sys.stderr)
