@@ -160,7 +160,7 @@ def memory_bars(
         if measured:
             handles += grid[-1].plot([], [], "D", color="#222222", markerfacecolor="white", label="measured")
         grid[-1].legend(handles=handles, loc="center", ncols=2)
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(f"{title} (each panel has its own scale)" if len(predicted) > 1 else title, fontsize=11)
     return figure
 
 
@@ -180,11 +180,12 @@ def _memory_panel(
         )
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for row, (way, total) in enumerate(zip(ways, totals, strict=True)):
-        axes.text(total + 0.035 * max(totals), row, bytes_label(total * MIB), va="center", fontsize=8.5)
-        if way in measured:
-            axes.plot(measured[way] / MIB, row, "D", color="#222222", markerfacecolor="white", markersize=5, zorder=5)
+        dot = measured.get(way, 0) / MIB
+        if dot:
+            axes.plot(dot, row, "D", color="#222222", markerfacecolor="white", markersize=5, zorder=5)
+        axes.text(max(total, dot) + 0.035 * max(totals), row, bytes_label(total * MIB), va="center", fontsize=8.5)
     axes.invert_yaxis()
-    axes.set(title=name, xlim=(0, 1.25 * max(totals)), xticks=[])
+    axes.set(title=name, xlim=(0, 1.3 * max(totals)), xticks=[])
     axes.tick_params(length=0)
     axes.spines["bottom"].set_visible(False)
     return handles
@@ -220,8 +221,8 @@ def piece_effects(effects: Mapping[str, Sequence[float]]) -> Figure:
         top = 1.25 * max(max(values) for values in effects.values())
         for axes, (name, values), colour in zip(row, effects.items(), (VERMILION, BLUE, GREEN), strict=False):
             bars = axes.bar(range(len(values)), values, color=colour, width=0.6)
-            axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=2, fontsize=8.5)
+            axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=8.5)
             axes.set(title=name, xlabel="micro-batch that is exchanged", ylim=(0, top or 1.0))
             axes.set_xticks(range(len(values)))
-        row[0].set_ylabel("change of the weights")
+        row[0].set_ylabel("how far the weights move")
     return figure

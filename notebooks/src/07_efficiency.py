@@ -1,9 +1,8 @@
 # %% [markdown]
 # # Efficiency
 #
-# A step of training costs memory and time. This notebook makes it cheaper, and changes what it does as little as can
-# be: it works in pieces, with half as many bits, and forgets what can be computed again. At the end you predict the
-# bill.
+# A step of training costs memory and time. Here it becomes cheaper, and does nearly the same: it works in pieces, with
+# half as many bits, and forgets what can be computed again. At the end you predict the bill.
 #
 # **Goals.** Say what a training step holds in memory. Accumulate gradients. Know what float16 and bfloat16 lose, and
 # train with them. Trade time for memory. Predict bytes from a config, and hold seconds against arithmetic.
@@ -62,8 +61,8 @@ for B in (1, 4, 16):
 # micro-batch's activations exist at a time, and the gradient is that of the whole batch.
 #
 # But each must count by its size. The loss of a batch is the *mean over its targets*. Say that one micro-batch has 1
-# target and loss 2.0, another has 3 and loss 4.0. The mean over all four is (2 + 3 · 4) / 4 = 3.5, not 3.0. So n of the
-# N targets count n/N. Padding, with target -100, is no target.
+# target and loss 2.0, another has 3 and loss 4.0. The mean over all four is (2 + 3 · 4) / 4 = 3.5, not 3.0. So a
+# micro-batch with n of all N targets counts n/N. Padding, with target -100, is no target.
 #
 # ## Exercise: `accumulate_gradients`
 #
@@ -128,7 +127,7 @@ for sizes in ([4, 4, 4, 4], [1, 2, 5, 8]):
 # ## Sixteen bits
 #
 # Half the bits are half the bytes to keep and move, and circuits made for them multiply faster. But which half to drop?
-# A floating-point number is a sign, an *exponent*, and a *fraction*:
+# A floating-point number is a sign, an *exponent*, and a *fraction*, in binary digits:
 #
 # $$\pm\, 1.\text{fraction} \times 2^{\text{exponent}}$$
 #
@@ -169,11 +168,13 @@ print("4.", (torch.tensor(1, dtype=brain) - 0.001).item())
 # %% [markdown]
 # <details><summary>Why?</summary>
 #
-# 1. 2048. From $2^{11}$ on the gaps of float16 are 2 wide: 2049 lies in the middle, and goes to the even neighbour.
+# 1. 2048. From $2^{11}$ on the gaps of float16 are 2 wide: 2049 lies in the middle, and the middle goes to the
+#    neighbour whose fraction ends in a 0.
 # 2. At 256. From $2^8$ on the gaps of bfloat16 are 2 wide: 256 + 1 is 256, for ever.
 # 3. In float16 inf and 0: the largest number is 65,504, and half of the smallest is about 0.00000003. In bfloat16
 #    70,144 and nearly $10^{-8}$: coarse, but there.
-# 4. 1. Just below 1 the gaps are $2^{-8}$, about 0.004 wide. The step is lost, and so is the next one.
+# 4. 1. Just below 1 the gaps are $2^{-8}$, about 0.004 wide; 0.001 is less than half. The step is lost, and so is
+#    the next one.
 #
 # </details>
 #
@@ -232,8 +233,8 @@ plots.explore(draw_sizes, power=[0, 5, 10, 15, 20, 25])
 # Without a factor about a third becomes 0: *underflow*. At $2^{15}$ most of these are saved. At $2^{25}$ the largest
 # numbers do not fit any more.
 #
-# How much does it matter to the weights? Compare their gradients, the factor divided out again, with those of float32.
-# Factors below 1 stand for larger batches: a mean over more targets divides by more.
+# How much does it matter to the weights? Compare their gradients, the factor divided out again, with those of float32,
+# here for 128 targets. Factors below 1 stand for larger batches: a mean over more targets divides by more.
 
 
 # %%
@@ -260,13 +261,13 @@ alt = (
     f"Log chart of errors. float16: {at[-12]:.1%} at 2^-12, {at[0]:.2%} at 1, {at[12]:.2%} at 2^12, overflow at 2^20. "
     f"bfloat16: {errors['bfloat16'][0]:.1%} throughout."
 )
-marks = {"128 targets: our batch": 0, "512 × 1,024 targets": -12}
+marks = {"128 targets, as here": 0, "512 × 1,024 targets": -12}
 plots.show(plots.scale_errors(powers, errors, marks), alt=alt)
 
 # %% [markdown]
-# With 128 targets float16 is hardly troubled. GPT-2's batch has $2^{12}$ times as many: there the error is a tenth, and
-# a factor on the loss cures it. Too large a factor overflows. bfloat16 needs no factor; it pays with an error several
-# times larger everywhere.
+# With 128 targets float16 is hardly troubled: what became 0 was the smallest, and the sums do not miss it. GPT-2's
+# batch has $2^{12}$ times as many targets: there the error is a tenth, and a factor on the loss cures it. Too large a
+# factor overflows. bfloat16 needs no factor. Its error is the same everywhere, several times float16's at its best.
 #
 # ## Exercise: `loss_scaled_step`
 #
@@ -274,7 +275,7 @@ plots.show(plots.scale_errors(powers, errors, marks), alt=alt)
 # loss, and divide all gradients by `scale` again. If every entry of every gradient is then finite, take a step of the
 # optimizer. If one is inf or NaN, take none: weights and optimizer stay as they were. A parameter may have no gradient
 # (None). Do not clip, and add no autocast: how the model computes is its own affair. Return the loss without the
-# factor, detached, step or no step.
+# factor, detached, step or no step. (The first optimizer in a session may take seconds: torch loads what it needs.)
 
 
 # %% tags=["exercise"] name="loss_scaled_step" points=2 difficulty="medium" minutes=15
@@ -375,7 +376,7 @@ checks.amp_train_step(amp_train_step)
 
 # %% [markdown]
 # Eight steps in three dtypes, from the trained weights, on one small batch. The factor starts at $2^{20}$, which is too
-# high. With a CUDA device the same code runs there: the first line is all that differs.
+# high. On a CUDA device only `device` differs.
 
 # %% tags=["nbval-ignore-output"]
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -407,10 +408,9 @@ for step, (*row, factor) in enumerate(zip(*losses.values(), factors, strict=True
 # ## Exercise: `checkpointed`
 #
 # Return `block(x)` with little kept, but with the same gradients of `x` and of the block's parameters, and the same
-# dropout. There is no need to write it yourself: `checkpoint` from `torch.utils.checkpoint`, imported above, takes a
-# function and its inputs, and restores the state of the random numbers for the second run. Hand it
-# `use_reentrant=False`: its older way loses the parameters' gradients where `x` itself asks for none. (The first call
-# in a session may take seconds: torch loads what it needs.)
+# dropout. Use `checkpoint` from `torch.utils.checkpoint`, imported above: it takes a function and its inputs, and
+# restores the state of the random numbers for the second run. Hand it `use_reentrant=False`: its older way loses the
+# parameters' gradients where `x` itself asks for none.
 
 
 # %% tags=["exercise"] name="checkpointed" points=1 difficulty="easy" minutes=5
@@ -465,8 +465,9 @@ for name, wrap in ways.items():
 #
 # ## The bill in advance
 #
-# Memory can be counted from the config, as the parameters could. A batch has B · T tokens, with T = `max_seq_length`.
-# `w` is the bytes of a number in a product: 4 for float32, 2 for the half dtypes.
+# Memory can be counted from the config, as the parameters could: `vocab_size` V, `max_seq_length` T, `n_layers` L,
+# `n_heads` H, `n_embd` C, `n_inner` F. A batch has B · T tokens. `w` is the bytes of a number in a product: 4 for
+# float32, 2 for the half dtypes.
 #
 # **A block keeps, in bytes a token:**
 #
@@ -479,26 +480,26 @@ for name, wrap in ways.items():
 # | attention, if not: q, k, v and three tables (H, T, T), in float32 | 12C + 12HT |
 # | masks of the dropout after each `proj`, if it is not 0 | 2wC |
 #
-# The fifth row is the CPU's: torch's fused attention never holds the table of weights, but its CPU version knows no
-# dropout, so with dropout torch goes the long way.
+# The fifth row is the CPU's: torch's fused attention holds no table of weights, but on a CPU it knows no dropout, so
+# with dropout torch goes the long way.
 #
 # **Around the blocks, in bytes a token:** the last norm 4C + 8, the head's input wC, the loss 4V + 8 (log-probabilities
 # and the target), and 4C for the embedding's dropout mask if `dropout` is not 0.
 #
 # **In the half dtypes**, once, whatever the batch: the 16-bit copies of the weights, 2 bytes for each of a block's
-# $4C^2 + 2CF + 5C + F$, and for each of the head's VC.
+# $4C^2 + 2CF + 5C + F$, and for each of the output head's VC.
 #
 # ## Exercise: `training_memory`
 #
 # Return a dict of bytes, all of them ints:
 #
-# - `parameters`, `gradients`, `optimizer`: 4, 4 and 8 bytes a parameter, in every dtype;
+# - `parameters`, `gradients`, `optimizer`: 4, 4 and 8 bytes a parameter, in every dtype (`l1_ref.count_parameters`);
 # - `activations`: of all blocks and around them, with all 16-bit copies. With checkpointing, of each block only its
 #   input in float32, 4C a token, and no copies but the head's;
 # - `recomputed`: 0; with checkpointing, what one block keeps, its copies with it;
 # - `total`: the sum of the five.
 #
-# `activations` and `recomputed` may be off by a tenth, the others by nothing. `config.attention` is `"fused"`.
+# `activations` and `recomputed` may be off by a tenth, the first three by nothing. `config.attention` is `"fused"`.
 
 
 # %% tags=["exercise"] name="training_memory" points=3 difficulty="hard" minutes=25
@@ -526,8 +527,7 @@ def training_memory(config, batch_size, dtype, checkpointing):
 checks.training_memory(training_memory)
 
 # %% [markdown]
-# Now measure. We build `tiny`, and `small` in float32. (The others would take a while; the course's tests measure
-# more.)
+# Now measure `tiny`, and `small` in float32.
 
 
 # %%
@@ -584,11 +584,12 @@ plots.explore(draw_bill, batch_size=[1, 2, 4, 8, 16, 32, 64], dropout=["as in th
 # %% [markdown]
 # Move the sliders. The larger the batch, the larger the share of activations, and the deeper the model, the more of
 # them checkpointing takes away. From `small` on most of them are attention's tables, which only dropout calls up. These
-# are float32, so the half dtypes save little. Switch dropout off, and see.
+# are float32, so the half dtypes save little; at batch 1, with checkpointing, their copies of the weights even cost
+# more than they save. Switch dropout off, and see.
 #
 # ## What a token costs
 #
-# Now time. In a product each weight does a multiplication and an addition for each token: 2 FLOPs (*floating-point
+# In a product each weight does a multiplication and an addition for each token: 2 FLOPs (*floating-point
 # operations*). The backward pass needs two such products, for the gradient of the input and for that of the weights.
 # Together 6 a weight: 6N. Attention multiplies without weights: T scores and T values of width C in each of L layers,
 # 4CT forward, 12CT with the backward pass (Chowdhery et al. 2022, appendix B). So
@@ -638,17 +639,19 @@ for name, config in {"tiny": model.config, "wider": wide}.items():
 # ## Bug hunt: one step for four pieces
 #
 # The function below is meant to be a whole step: the gradient of all micro-batches together, clipped, one step of the
-# optimizer. The loss that it returns is right.
+# optimizer. The loss that it returns is right, and so is passing over a micro-batch without targets.
 
 
 # %%
 def broken(model, micro_batches, optimizer, max_norm=1.0):
     """Take one step for all micro-batches together; return the mean loss of all targets."""
-    n_targets = sum((y != -100).sum() for _, y in micro_batches)
+    counts = [(y != -100).sum() for _, y in micro_batches]
     total = 0.0
-    for x, y in micro_batches:
+    for (x, y), n in zip(micro_batches, counts, strict=True):
+        if n == 0:
+            continue
         optimizer.zero_grad()
-        loss = l1_ref.cross_entropy(model(x), y) * (y != -100).sum() / n_targets
+        loss = l1_ref.cross_entropy(model(x), y) * n / sum(counts)
         loss.backward()
         l1_ref.clip_grad_norm(model.parameters(), max_norm)
         total = total + loss.detach()
@@ -683,9 +686,8 @@ plots.show(plots.piece_effects(effects), alt=f"Bars, broken step: exchanging mic
 
 # %% [markdown]
 # What should this picture look like? Say in one sentence why the broken step forgets. There is a second fault, hidden
-# behind the first: which gradient is `max_norm` about? Then write the mended step. It clears the gradients, lets those
-# of all micro-batches grow together (use `l1_ref.accumulate_gradients`, or yours), clips their sum, takes one step, and
-# returns the mean loss of all targets, detached.
+# behind the first: which gradient is `max_norm` about? Then write the mended step (`l1_ref.accumulate_gradients`, or
+# yours, may serve). Gradients left by an earlier step do not count. Return the mean loss of all targets, detached.
 
 
 # %% tags=["exercise"] name="accumulated_step" points=1 difficulty="easy" minutes=10
@@ -717,6 +719,8 @@ alt = (
 plots.show(plots.piece_effects(effects), alt=alt)
 
 # %% [markdown]
+# Now each micro-batch counts, and none decides alone.
+#
 # ## What you have now
 #
 # | idea | in the reference |
@@ -727,7 +731,8 @@ plots.show(plots.piece_effects(effects), alt=alt)
 # | compute twice, keep little | `l1_ref.checkpointed`, in `l1_ref/transformer.py` |
 # | bytes in advance | `l1_ref.training_memory`, in `l1_ref/memory.py` |
 # | arithmetic of a token | `l1_ref.flops_per_token`, in `l1_ref/memory.py` |
-# | the loss without all logits at once | `l1_ref.linear_cross_entropy`, in `l1_ref/loss.py`: the reference's steps |
+#
+# `l1_ref.train_step` saves once more: its `l1_ref.linear_cross_entropy` keeps no logits.
 #
 # - Parameters, gradients and AdamW take 16 bytes a parameter; activations grow with the batch.
 # - A micro-batch counts by its targets. Clear once, clip once, step once.

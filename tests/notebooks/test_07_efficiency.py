@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import l1_ref
 from l1_ref import plots
 from l1_ref.plots import efficiency as figures
+from l1_ref.steps import batch_loss
 from tests.notebook_runs import Ran
 from tests.test_notebooks import prose
 
@@ -92,7 +93,9 @@ def test_the_predictions(ran):
     assert "1. 2048.0\n2. 256.0\n3. float16 inf 0\n3. bfloat16 7.014e+04 1.001e-08\n4. 1.0\n" in ran.printed
     assert torch.tensor(70_000.0).bfloat16() == 70_144 and torch.finfo(HALF).max == 65_504
     even, odd = torch.tensor([2048.0, 2049.0, 2050.0, 2051.0, 2052.0]).half()[[0, 4]], torch.tensor(2049.0)
-    assert odd.half() == even[0] and torch.tensor(2051.0).half() == even[1]  # the middle goes to the even neighbour
+    assert odd.half() == even[0] and torch.tensor(2051.0).half() == even[1]  # the middle goes to a last bit of 0
+    bits = torch.tensor([2048.0, 2050.0, 2052.0]).half().view(torch.int16) % 2
+    assert bits.tolist() == [0, 1, 0] and 0.001 < 2**-8 / 2
     below = torch.nextafter(torch.tensor(1, dtype=BRAIN), torch.tensor(0, dtype=BRAIN))
     assert 1 - below.item() == 2**-8 and abs(2**-8 - 0.004) < 2e-4
 
@@ -113,6 +116,8 @@ def test_autocast_makes_halves_of_products_only(ran, space):
 
 def test_a_third_of_the_gradients_vanishes_and_a_factor_saves_them(space, ran):
     gradients = space["gradients"]
+    vanish = gradients.half() == 0
+    assert gradients[vanish].abs().sum() < 1e-4 * gradients.abs().sum()  # the sums do not miss them
     lost = {power: ((gradients * 2.0**power).half() == 0).float().mean().item() for power in (0, 15)}
     over = {power: (gradients * 2.0**power).half().isinf().float().mean().item() for power in (0, 15, 20, 25)}
     assert 0.25 < lost[0] < 0.4 and lost[15] < lost[0] / 3
@@ -249,6 +254,8 @@ def test_the_bill_shows_what_the_prose_says(space, ran):
         assert activations(name, 8, BRAIN, False) > 0.85 * plain
         without = [activations(name, 8, dtype, False, dropout=0.0) for dtype in (torch.float32, BRAIN)]
         assert without[1] < 0.85 * without[0] and without[0] < plain / 2
+    for name in names:  # at batch 1 the copies of the weights cost more than the halves save
+        assert activations(name, 1, BRAIN, True) > activations(name, 1, torch.float32, True)
     tiny = l1_ref.training_memory(l1_ref.PRESETS["tiny"], 1, torch.float32, False)
     assert f"tiny {plots.bytes_label(tiny['total'])}, " in ran.alt("Stacked bars")
     figure, told = space["draw_bill"](64, "0")
@@ -305,8 +312,9 @@ def test_the_broken_step_heeds_the_last_micro_batch_alone(space, ran):
 def test_the_broken_steps_loss_is_right_and_its_second_fault_is_hidden_behind_the_first(space):
     x, y, model = space["x"][:4], space["y"][:4], space["model"]
     pieces = list(zip(x.split(1), y.split(1), strict=True))
-    loss = space["broken"](model, pieces, torch.optim.SGD(model.parameters(), lr=0.0))
-    assert torch.allclose(loss, l1_ref.cross_entropy(model(x), y), atol=1e-5)
+    for more in ([], [(x, torch.full_like(y, -100))]):  # one without targets is passed over
+        loss = space["broken"](model, pieces + more, torch.optim.SGD(model.parameters(), lr=0.0))
+        assert torch.allclose(loss, l1_ref.cross_entropy(model(x), y), atol=1e-5)
 
     def clipped_each(model, micro_batches, optimizer, max_norm=1.0):
         optimizer.zero_grad()
@@ -317,6 +325,21 @@ def test_the_broken_steps_loss_is_right_and_its_second_fault_is_hidden_behind_th
 
     ends = [space["weights_after"](step, pieces) for step in (clipped_each, space["accumulated_step"])]
     assert not torch.allclose(*ends, atol=1e-3)
+
+
+def test_the_loss_of_the_references_train_step_keeps_no_logits(space):
+    model, x, y = space["model"], space["x"][:1, :96], space["y"][:1, :96]
+    logits = x.numel() * model.config.vocab_size
+    for loss, kept in ((lambda: l1_ref.cross_entropy(model(x), y), True), (lambda: batch_loss(model, x, y), False)):
+        sizes = []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss()
+        assert (logits in sizes) == kept
 
 
 def test_the_summary_names_what_exists():
@@ -364,6 +387,7 @@ def test_memory_bars_stack_the_parts_and_dots_mark_what_was_measured():
     panel, legend = figures.memory_bars(bills, {"m": {"half": 5 * 2**20}}, "title").axes
     assert [(bar.get_x(), bar.get_width()) for bar in panel.patches] == [(0, 1), (0, 1), (1, 3), (1, 1)]
     assert [text.get_text() for text in panel.texts] == ["4.00 MiB", "2.00 MiB"]
+    assert panel.texts[1].get_position()[0] > 5.0  # the text stands right of the dot
     dots = [line for line in panel.lines if len(line.get_xdata())]
     assert [(list(dot.get_xdata()), list(dot.get_ydata())) for dot in dots] == [([5.0], [1])]
     assert [text.get_text() for text in legend.get_legend().texts] == ["x", "y", "measured"]
