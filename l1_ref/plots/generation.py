@@ -91,7 +91,7 @@ def repeats(panels: Mapping[str, Sequence[int]], length: int = 8) -> Figure:
             _, names = runs.unique(dim=0, return_inverse=True)  # equal runs have one name
             later, earlier = (names.unsqueeze(1) == names).tril(-1).nonzero().T
             axes.plot([0, size], [0, size], color=GREY, linewidth=0.8)
-            axes.plot(earlier, later, ".", color=BLUE, markersize=2.2, markeredgewidth=0)
+            axes.plot(earlier, later, ".", color=BLUE, markersize=3, markeredgewidth=0)
             axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal", title=name)
             axes.set(xlabel="an earlier place", ylabel="a later place")
     return figure

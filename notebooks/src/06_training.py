@@ -7,7 +7,7 @@
 # **Goals.** Turn scores into a loss. Know what a gradient, AdamW, weight decay, a schedule and clipping do. Put them
 # into one training step. Test it on a single batch, then watch a model fall towards the entropy floor.
 #
-# **Time.** About 100 minutes, in several sittings if you like.
+# **Time.** About 120 minutes, in several sittings if you like.
 #
 # **You need.** Notebook 05. From PyTorch: `loss.backward()` leaves in `p.grad` of every parameter `p` how fast the loss
 # rises when `p` grows.
@@ -68,13 +68,13 @@ plots.explore(draw_costs, tale=[0, 1, 2, 3, 4, 5, 6, 7])
 # Three details:
 #
 # - **Take the logarithm safely.** $\ln \mathrm{softmax}(z)_j = z_j - \ln \sum_k e^{z_k}$. Computed in two steps, a
-#   small probability becomes 0, and its logarithm $-\infty$. `log_softmax` computes it in one.
+#   small probability can become 0, and its logarithm $-\infty$. `log_softmax` computes it in one.
 # - **Some targets do not count.** Rows of a batch are equally long, tales are not. The rest of a row is *padding*, with
 #   the target -100. Such places are left out of the sum, and out of N.
 # - **Label smoothing** (Szegedy et al. 2016, section 7) asks the model not to be too sure. With smoothing $s$, the
 #   target is no longer the true token alone. It is a share $1 - s$ of the true token, and $s$ spread evenly over all V
-#   tokens, the true one too. A token then costs $(1 - s) \cdot (-\ln p_\text{true}) + s \cdot \frac{1}{V} \sum_k (-\ln
-#   p_k)$.
+#   tokens, the true one too. With the costs $c_k = -\ln p_k$ of all tokens, a place then costs
+#   $(1 - s)\, c_\text{true} + \frac{s}{V} \sum_k c_k$.
 #
 # ## Exercise: `cross_entropy`
 #
@@ -461,7 +461,7 @@ print(f"floor of the batch: {batch_floor(x, y):.3f} nats")
 torch.manual_seed(0)
 model = l1_ref.L1Model(tiny)
 optimizer = torch.optim.AdamW(l1_ref.parameter_groups(model, 0.1), lr=3e-3, betas=(0.9, 0.99))
-losses = [train_step(model, x, y, optimizer).item() for _ in range(60)]
+losses = [float(train_step(model, x, y, optimizer)) for _ in range(60)]
 lowest = batch_floor(x, y)
 alt = f"Log chart: on one batch the loss falls from {losses[0]:.1f} to {losses[-1]:.3f} in {len(losses)} steps; "
 plots.show(plots.training_runs({"one batch": [losses]}, lowest, log=True), alt=f"{alt}its floor is {lowest:.3f}.")
@@ -607,7 +607,8 @@ plots.show(figure, alt=f"Line chart. Mean loss of the last ten steps, three seed
 # it is a matter of luck: one seed loses almost nothing, another a lot.
 #
 # Nothing explodes, and that is what makes it treacherous: you see a slow run, and no error. Without warm-up the loss
-# even falls *faster* at first. It is a false start: a few steps later the careful runs have overtaken.
+# even falls *faster* at first. It is a false start: a few steps later the careful runs have overtaken. Remember the
+# first prediction: each early step moves every number by the full rate, on the word of a batch or two.
 #
 # What happens to an unlucky seed? Here is the run without clipping that met the longest gradient of all, beside the
 # clipped run of the same seed.
@@ -616,12 +617,13 @@ plots.show(figure, alt=f"Line chart. Mean loss of the last ten steps, three seed
 unlucky = max(range(3), key=lambda seed: max(runs["no clipping"][seed][1]))
 pair = {name: runs[name][unlucky] for name in ("both", "no clipping")}
 lengths = pair["no clipping"][1]
-told = f"without clipping the longest gradient is {max(lengths):.1f}, at step {lengths.index(max(lengths)) + 1}, "
-told += (
-    f"the median {sorted(lengths)[len(lengths) // 2]:.1f}. With clipping the longest is {max(pair['both'][1]):.1f}. "
+longest, median = max(lengths), sorted(lengths)[len(lengths) // 2]
+told = (
+    f"without clipping the longest gradient is {longest:.1f}, at step {lengths.index(longest) + 1}, the median "
+    f"{median:.1f}. With clipping the longest is {max(pair['both'][1]):.1f}. Mean loss of the last ten steps: "
 )
-told += " and ".join(f"{name}: {ends[name][unlucky]:.2f}" for name in pair)
-plots.show(plots.gradient_norms(pair, 1.0), alt=f"Two charts of seed {unlucky}: {told} at the end.")
+told += ", ".join(f"{name} {ends[name][unlucky]:.2f}" for name in pair)
+plots.show(plots.gradient_norms(pair, 1.0), alt=f"Two charts of seed {unlucky}: {told}.")
 
 # %% [markdown]
 # With clipping the gradient is longer than `max_norm` nearly all the time, so nearly *every* one is shortened. For
@@ -629,9 +631,9 @@ plots.show(plots.gradient_norms(pair, 1.0), alt=f"Two charts of seed {unlucky}: 
 # changes are the spikes.
 #
 # What these runs do not show: that it must be so at every rate and size. At a third of the rate the four kinds end
-# close together; all of them are slower, too. Warm-up and clipping are what lets one use the fast rate. Large models
-# are trained with the same parts: GPT-3 had Adam with betas 0.9 and 0.95, clipping at 1.0, a warm-up, a cosine down to
-# a tenth of the peak, and a weight decay of 0.1 (Brown et al. 2020, appendix B).
+# close together, and all of them far above the fast runs with both. What the two buy, here, is the fast rate. Large
+# models are trained with the same parts: GPT-3 had Adam with betas 0.9 and 0.95, clipping at 1.0, a warm-up, a cosine
+# down to a tenth of the peak, and a weight decay of 0.1 (Brown et al. 2020, appendix B).
 #
 # ## What you have now
 #
@@ -645,7 +647,7 @@ plots.show(plots.gradient_norms(pair, 1.0), alt=f"Two charts of seed {unlucky}: 
 # | the whole loop | `l1_ref.train`, in `l1_ref/training.py` |
 #
 # - A token costs $-\ln p$. Average over tokens, never over means, and leave padding out.
-# - AdamW moves every number by about the rate, whatever the size of its gradient.
+# - For AdamW the size of a gradient hardly matters. Whether the gradients of many batches agree does.
 # - First overfit one batch. Then look where the floor is.
 #
 # Next is 07, efficiency: the same step in less memory and less time.

@@ -97,13 +97,14 @@ def test_greedy_has_few_heroes_and_chance_has_many(ran):
 def test_greedy_loops_and_drawn_text_does_not(ran):
     greedy, drawn = ran["long_texts"].values()
     before, period = ran["loop_of"](greedy, 128)
-    assert len(greedy) == len(drawn) == 642 and ran["model"].config.max_seq_length == 128
+    assert len(greedy) == len(drawn) == 602 and ran["model"].config.max_seq_length == 128
     assert greedy[before + period :] == greedy[before:-period] and period > 20
     assert ran["loop_of"](drawn, 128) is None
-    assert f"diagonals {period} apart from place {before} on" in ran.alt("Two dot plots")
+    assert f"one whole diagonal, {period} places late" in ran.alt("Two dot plots")
+    assert before + period < 602 - 128  # the loop has come round before the text ends
     assert f"after {before} tokens the same {period} tokens" in ran.printed
     runs = [{tuple(ids[i : i + 8]) for i in range(len(ids) - 7)} for ids in (greedy, drawn)]
-    assert len(runs[0]) < 0.6 * 635 and len(runs[1]) > 0.95 * 635
+    assert len(runs[0]) < 0.65 * 595 and len(runs[1]) > 0.95 * 595
 
 
 def test_a_loop_is_found_where_there_is_one(ran):
@@ -143,11 +144,11 @@ def test_the_operations_are_those_that_torch_counts(ran, T, S):
 
 def test_the_work_bends_without_a_cache_alone(ran):
     without, kept = ran["work"].values()
-    assert len(without) == len(kept) == 200
-    assert without[199] / without[99] > 3.9 and 2 <= kept[199] / kept[99] < 2.1
+    assert len(without) == len(kept) == 100
+    assert without[99] / without[49] > 3.9 and 2 <= kept[99] / kept[49] < 2.1
     assert f"to {without[-1] / kept[-1]:.0f} times that with a cache" in ran.alt("the work bends upwards")
     for times in ran["measured"].values():
-        assert len(times) == 200 and times == sorted(times) and times[0] > 0
+        assert len(times) == 100 and times == sorted(times) and times[0] > 0
 
 
 def test_a_cache_costs_memory_and_changes_nothing(ran):
@@ -214,31 +215,33 @@ def test_the_model_does_not_know_who_whispers(ran):
     told = ran.alt("Three bar charts over seven verbs")
     assert ran["apart"] < 0.03 and f"by {ran['apart']:.2f} at most" in told and len(ran["spoken"]) == 7
     first_id = dict(zip(ran["spoken"], ran["first_ids"], strict=True))
-    lost, n_tokens = 0.0, 0
+    n_tokens, rows, wanted = 0, [], []
     for tale in l1_ref.load_tales("validation"):
         ids = ran["as_ids"](tale)
         n_tokens += len(ids)  # each token of the tale, and its end
         found = re.search(r"(?:lived|knew) an? (\w+) \w+ called (\w+)", tale)
         spoken = [match.start() for match in re.finditer(rf"\b{ran['verbs'][found[1]]} {found[2]}\b", tale)]
-        with torch.no_grad():
-            chances = l1_ref.softmax(ran["model"](torch.tensor([ids[:128]]))[0], dim=-1) if spoken else None
-        for start in spoken:
-            at = len(ran["as_ids"](tale[: start - 1]))
-            lost -= math.log(chances[at - 1, first_id[ran["verbs"][found[1]]]])
+        wanted += [
+            (len(rows), len(ran["as_ids"](tale[: at - 1])) - 1, first_id[ran["verbs"][found[1]]]) for at in spoken
+        ]
+        rows += [(ids + [0] * 128)[:128]] if spoken else []  # what stands behind changes nothing before it
+    with torch.no_grad():
+        chances = torch.cat([l1_ref.softmax(ran["model"](each), dim=-1) for each in torch.tensor(rows).split(32)])
+    lost = -sum(math.log(chances[place]) for place in wanted)
     metrics = ran["run"].metrics
     share = lost / n_tokens / (metrics["validation_loss"] - metrics["floor"])
     assert share == pytest.approx(0.4, abs=0.05)
 
 
-def test_hot_tales_fail_top_p_saves_them_and_cold_ones_repeat(ran):
+def test_hot_tales_fail_top_p_saves_some_and_cold_ones_repeat(ran):
     written, right, cut = ran["good"].values()
     temperatures, variety = ran["temperatures"], ran["varied"]["verbs put right"]
-    assert temperatures == [0.1, 0.5, 1.0, 1.5] and len(ran["plain"][0]) == 48
-    assert max(written) < 0.4 and all(b - a > 0.1 for a, b in zip(written[:3], right[:3], strict=True))
-    assert right[0] > right[2] > right[3] and right[3] < 0.1 and cut[3] > right[3] + 0.08
-    assert variety[0] < 0.65 < variety[2] and variety[3] > ran["true"] + 0.04
-    assert variety[2] == pytest.approx(ran["true"], abs=0.04)
-    assert ran["varied"]["top-p 0.9, verbs put right"][3] == pytest.approx(ran["true"], abs=0.04)
+    assert temperatures == [0.1, 1.0, 1.5] and len(ran["plain"][0]) == 32
+    assert max(written) < 0.4 and all(b - a > 0.1 for a, b in zip(written[:2], right[:2], strict=True))
+    assert min(right[:2]) > 0.2 and right[2] < 0.1 and cut[2] > right[2] + 0.08
+    assert variety[0] < 0.7 < variety[1] and variety[2] > ran["true"] + 0.03
+    assert variety[1] == pytest.approx(ran["true"], abs=0.04)
+    assert ran["varied"]["top-p 0.9, verbs put right"][2] == pytest.approx(ran["true"], abs=0.04)
     told = [*temperatures, *written, *right, 0.9, *cut, *variety, ran["true"]]
     assert numbers(ran.alt("Line charts over the temperatures")) == [round(number, 2) for number in told]
 
