@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
 from l1_ref.checks.observe import Observation
-from l1_ref.checks.toys import MicroBatches, Notes, ShownSGD, ToyModel, alone, batch, observe_training
+from l1_ref.checks.toys import (
+    MicroBatches,
+    Notes,
+    ShownSGD,
+    ToyModel,
+    alone,
+    batch,
+    in_eval_mode,
+    observe_training,
+)
 from l1_ref.loss import cross_entropy
 from l1_ref.optimization import clip_grad_norm
 from l1_ref.steps import accumulate_gradients
@@ -311,9 +320,10 @@ ACCUMULATE_GRADIENTS = Exercise(
             alone(partial(_accumulate, parts=lambda parts: list(parts)[:1])),
         ),
         Mistake(
-            "the model is left in eval mode",
+            "the model runs in eval mode",
             "in training, dropout must drop: the mode is the caller's choice.",
-            alone(partial(_accumulate, before=lambda model: model.eval())),
+            in_eval_mode(_accumulate),
+            (in_eval_mode(_accumulate, nn.Module.train),),
         ),
     ),
     properties=(
@@ -437,7 +447,7 @@ ACCUMULATED_STEP = Exercise(
             ),
         ),
         Mistake(
-            "the gradients of an earlier step are never cleared",
+            "the gradients of an earlier step are not cleared before backward()",
             "they would be added to those of this batch.",
             partial(_step, clear="never"),
         ),
@@ -466,6 +476,12 @@ ACCUMULATED_STEP = Exercise(
             "each entry is clipped, not the joint norm",
             "cutting the entries one by one turns the direction of the gradient.",
             alone(partial(_step, clipper=nn.utils.clip_grad_value_)),
+        ),
+        Mistake(
+            "the model runs in eval mode",
+            "in training, dropout must drop: the mode is the caller's choice.",
+            in_eval_mode(_step),
+            (in_eval_mode(_step, nn.Module.train),),
         ),
         *_common(_step),
     ),

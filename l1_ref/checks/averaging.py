@@ -88,13 +88,16 @@ def _observe_judging(candidate: Callable, inputs: Inputs, gradient: bool, seed: 
     """Record the loss, and what the call does to the model."""
     model, batches = copy.deepcopy(inputs["model"]), copy.deepcopy(inputs["batches"])
     try:
-        output = candidate(model, batches)
+        with torch.enable_grad():
+            output = candidate(model, batches)
+            recording = torch.is_grad_enabled()
     except Exception as error:
         return {OUTPUT: Failure(error)}
     return {
         OUTPUT: as_number(output),
         "the result keeps its graph": bool(getattr(output, "requires_grad", False)),
         "a graph is recorded in the forward pass": model.recorded,
+        "gradients afterwards": "as before" if recording else "off, for all code that follows",
         "the model's mode afterwards": "training" if model.training else "eval",
         "the model's numbers": "as they were" if torch.equal(model.table, inputs["model"].table) else "changed",
         "the model's gradients": "none" if model.table.grad is None else "filled",
@@ -151,6 +154,11 @@ def _with_mean(**switches: Any) -> Callable:
 def _divided_by_all(model: nn.Module, batches: list) -> float:
     n = sum(y.numel() for _, y in batches)
     return _mean(model, batches, returned=lambda total, count, _: (total / n).item())
+
+
+def _switching_off(model: nn.Module, batches: list) -> float:
+    torch.set_grad_enabled(False)
+    return _mean(model, batches)
 
 
 def _with_backward(model: nn.Module, batches: list) -> float:
@@ -214,6 +222,11 @@ MEAN_LOSS = Exercise(
             "nothing is learned here, and the graphs of all batches cost memory and time.",
             partial(_mean, context=torch.enable_grad),
             (_with_mean(context=torch.enable_grad, returned=lambda total, count, n: total / count),),
+        ),
+        Mistake(
+            "gradients are switched off, and not on again",
+            "training after this call would fail: with torch.no_grad(): ends by itself.",
+            _switching_off,
         ),
         Mistake(
             "each batch is weighed by its number of texts",

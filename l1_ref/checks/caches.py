@@ -18,6 +18,7 @@ from l1_ref.config import L1Config
 from l1_ref.transformer import L1Model
 
 _NEW_LENGTH, _MOVED = "the length of a new cache", "the length after an append"
+_STILL, _NOT_STILL = "what it was before", "not what it was before"
 _PAIR = "what append returns"
 
 
@@ -63,6 +64,7 @@ def _steps(batch_size: int, *chunks: int, **settings: Any) -> Callable[[torch.Ge
 def _observe_cache(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
     """Use a cache as a model does, behind another one that has seen other tokens; record all that it returns."""
     config, batch_size, chunks = inputs.values()
+    right: Observation = {_NEW_LENGTH: 0, _MOVED: _STILL}
     seen: Observation = {}
     with _as_defined(candidate):
         try:
@@ -72,11 +74,11 @@ def _observe_cache(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
                 seen = {}
                 seed += 1
                 if not _used(cache, config, batch_size, chunks, seed, seen):
-                    return {_MOVED: "not what it was before"}
+                    return {_MOVED: _NOT_STILL}
         except Exception as error:
             # What was seen before it counts too: the same step must fail.
             return seen | {OUTPUT: Failure(error)}
-    return seen | {_NEW_LENGTH: 0, _MOVED: "what it was before"}
+    return right | seen
 
 
 @contextlib.contextmanager
@@ -124,22 +126,47 @@ def _record(returned: Any, where: str, seen: Observation) -> None:
         seen[f"the {name}, {where}"] = part.detach().clone()
 
 
+class _Watched:
+    """Hand everything on to a cache, and note whether its append moves length."""
+
+    def __init__(self, cache: Any):
+        self.cache, self.moved = cache, False
+
+    @property
+    def length(self) -> int:
+        """Return the cache's own."""
+        return self.cache.length
+
+    @length.setter
+    def length(self, length: int) -> None:
+        self.cache.length = length
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Any:
+        """Return what the cache returns."""
+        before = int(self.cache.length)
+        returned = self.cache.append(layer, k, v)
+        self.moved |= int(self.cache.length) != before
+        return returned
+
+
 def _observe_in_a_model(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
-    """Let the course's model generate with a cache, and record its scores."""
+    """Let the course's model use a cache, and record its scores."""
     config, batch_size, chunks = inputs.values()
     model = copy.deepcopy(toy_model(seed, **_changed(config)))
     ids = torch.randint(config.vocab_size, (batch_size, sum(chunks)), generator=torch.Generator().manual_seed(seed))
-    seen: Observation = {}
+    watched = None
     try:
         with torch.no_grad(), _as_defined(candidate):
-            cache, scores = candidate(config, batch_size), []
-            for chunk in ids.split(list(chunks), dim=1):
-                scores.append(model.head(model.hidden(chunk, cache)))
-            seen["the scores of a model that uses the cache"] = torch.cat(scores, 1)
-        seen["its length afterwards"] = int(cache.length)
+            watched = _Watched(candidate(config, batch_size))
+            if int(watched.length) != 0:
+                return {_NEW_LENGTH: int(watched.length)}
+            scores = [model.head(model.hidden(chunk, watched)) for chunk in ids.split(list(chunks), dim=1)]
     except Exception as error:
-        return seen | {OUTPUT: Failure(error)}
-    return seen
+        return {_MOVED: _NOT_STILL} if watched and watched.moved else {OUTPUT: Failure(error)}
+    if watched.moved:
+        return {_MOVED: _NOT_STILL}
+    right = {_NEW_LENGTH: 0, _MOVED: _STILL, "its length afterwards": int(watched.length)}
+    return right | {"the scores of a model that uses the cache": torch.cat(scores, 1)}
 
 
 def _changed(config: L1Config) -> dict[str, Any]:
@@ -342,11 +369,6 @@ KV_CACHE = Exercise(
             "each layer has keys and values of its own.",
             partial(_Cache, layer_of=lambda layer: 0),
             (partial(_OneStore, join=_behind),),
-        ),
-        Mistake(
-            "layers are counted from 1",
-            "the first layer is 0; layer - 1 reaches for the last.",
-            lambda config, batch_size: _Cache(config, batch_size, layer_of=lambda layer: layer + 1),
         ),
         Mistake(
             "keys and values are swapped",

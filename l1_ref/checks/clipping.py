@@ -67,7 +67,7 @@ def _observe_clipping(candidate: Callable, inputs: Inputs, gradient: bool, seed:
     seen: Observation = {OUTPUT: output.detach().clone() if isinstance(output, Tensor) else output}
     for n, p in enumerate(given, start=1):
         seen[f"gradient {n} afterwards"] = "none" if p.grad is None else p.grad.detach().clone()
-    kept = all(torch.equal(p, old) for p, old in zip(given, before, strict=True))
+    kept = all(p.requires_grad and torch.equal(p, old) for p, old in zip(given, before, strict=True))
     return seen | {"the parameters themselves": "as they were" if kept else "changed"}
 
 
@@ -120,6 +120,14 @@ def _by_value(gradients: list[Tensor], factor: Tensor, max_norm: float) -> None:
 def _each_alone(gradients: list[Tensor], factor: Tensor, max_norm: float) -> None:
     for grad in gradients:
         grad.mul_(_shrinking(grad.norm(), max_norm))
+
+
+def _weights_scaled(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    parameters = list(parameters)
+    norm = _norm([p.grad for p in parameters if p.grad is not None])
+    for p in parameters if norm > max_norm else ():
+        p.data *= max_norm / norm
+    return norm
 
 
 def _sum_of_norms(gradients: list[Tensor]) -> Tensor:
@@ -267,6 +275,11 @@ CLIP_GRAD_NORM = Exercise(
                 _clip_alone(part=lambda p: p, applied=lambda *_: None),
                 _clip_alone(part=lambda p: p, has=lambda p: True, applied=lambda *_: None),
             ),
+        ),
+        Mistake(
+            "the weights are scaled, not their gradients",
+            "the weights stay as they are; what is clipped is the step to come: p.grad.",
+            _weights_scaled,
         ),
         Mistake(
             "the gradients stay as they are: only the norm is returned",

@@ -1,5 +1,6 @@
 """The check of 08_generation on drawing: sample."""
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,24 +16,29 @@ from l1_ref.checks.nucleus import from_chances
 from l1_ref.checks.observe import OUTPUT, Observation, copies, observe_draws
 from l1_ref.generation import sample, top_k_filter, top_p_filter
 
-_COLUMN = "the output"
-_TOGETHER = "rows with the same scores"
+COLUMN, TOGETHER = "the output", "rows with the same scores"
+_ITSELF = "each draws for itself"
+_N_KINDS = 3  # of rows, where the generator is looked at
 _N_COPIES = 600  # of each row, where draws are counted
+_DEFAULTS = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
-def observe_repeats(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
-    """Record what a draw looks like, and how it follows the generator: two calls with one, and torch's own.
+def _observe_repeats(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+    """Record what a draw looks like, and how it follows the generator: two calls with one, and torch's own."""
 
-    Args:
-        candidate: The function, which takes "generator" last.
-        inputs: Its arguments.
-        gradient: Without a meaning here.
-        seed: Of the generators.
-    """
+    def draw(seed: int) -> list[int]:
+        torch.default_generator.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        return candidate(*(copies(inputs) | {"generator": generator}).values()).flatten().tolist()
+
     seen = observe_draws(candidate, inputs, gradient, seed, lambda output, given: looks(output), _nothing, n_calls=0)
     if isinstance(seen.get(OUTPUT), Failure):
         return seen
     seen.pop("how often each was drawn")
+    if seen[OUTPUT] == f"torch.int64, shape ({len(inputs['logits'])}, 1)":
+        if together(draw(seed), _N_KINDS, lambda n: draw(seed + n)[:_N_KINDS]):
+            return {TOGETHER: "all draw the same id"}
+        seen[TOGETHER] = _ITSELF
     given = copies(inputs)
     for name, generator in (
         ("a second call with the same generator", torch.Generator().manual_seed(seed)),
@@ -40,7 +46,7 @@ def observe_repeats(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
     ):
         torch.default_generator.manual_seed(seed)
         draws = [candidate(*{**given, "generator": generator}.values()) for _ in range(4)]
-        seen[name] = "the same draw" if all(_equal(draws[0], draw) for draw in draws[1:]) else "another draw"
+        seen[name] = "the same draw" if all(same_ids(draws[0], draw) for draw in draws[1:]) else "another draw"
     return seen
 
 
@@ -48,7 +54,8 @@ def _nothing(output: Any, inputs: Inputs) -> list:
     return []
 
 
-def _equal(a: Any, b: Any) -> bool:
+def same_ids(a: Any, b: Any) -> bool:
+    """Say whether two outputs are tensors of the same ids."""
     return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
@@ -79,47 +86,85 @@ def counted(ids: Sequence[int], n_kinds: int) -> Observation:
     return seen
 
 
-def together(draw: Callable[[int], list[int]], n_kinds: int, n_more: int = 6) -> bool:
+def together(ids: Sequence[int], n_kinds: int, again: Callable[[int], list[int]], n_more: int = 50) -> bool:
     """Say whether rows of one kind always draw the same id, though that id differs from call to call.
 
     Args:
-        draw: Returns the ids drawn on a seed.
+        ids: What was drawn, one id a row.
         n_kinds: Row i is of kind i modulo this number.
+        again: Returns what one row of each kind draws on another seed.
         n_more: Number of further calls.
     """
-    first = draw(0)
-    if any(len(set(first[row::n_kinds])) > 1 for row in range(n_kinds)):
+    if any(len(set(ids[row::n_kinds])) > 1 for row in range(n_kinds)):
         return False
-    return any(draw(1 + n) != first for n in range(n_more))
+    return any(again(1 + n) != list(ids[:n_kinds]) for n in range(n_more))
 
 
-def _observe_counts(
-    candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_copies: int = _N_COPIES
-) -> Observation:
+def defaults_of(candidate: Callable) -> Observation:
+    """Record the defaults of temperature, top_k and top_p, where code has arguments of these names."""
+    seen: Observation = {f"the default of {name}": value for name, value in _DEFAULTS.items()}
+    try:
+        parameters = inspect.signature(candidate).parameters
+    except (TypeError, ValueError):
+        return seen
+    given = {name: parameters[name].default for name in _DEFAULTS if name in parameters}
+    return seen | {f"the default of {name}": value for name, value in given.items() if value is not inspect._empty}
+
+
+def with_defaults(version: Callable, **defaults: Any) -> Callable:
+    """Return a version of sample or generate in which settings that are not given have other values.
+
+    Args:
+        version: The right one.
+        defaults: The other values.
+    """
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+        for name, value in (_DEFAULTS | defaults).items()
+    ]
+
+    def other(*given: Any, **settings: Any) -> Any:
+        return version(*given, **settings) if settings or len(given) > 3 else version(*given, **defaults)
+
+    other.__signature__ = inspect.Signature(parameters)
+    return other
+
+
+def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
     """Draw once for many copies of each row, and count."""
     rows = inputs["logits"]
-    given = inputs | {"logits": rows.repeat(n_copies, 1)}
-    if "generator" in inputs:
-        given["generator"] = torch.Generator().manual_seed(seed)
-    torch.default_generator.manual_seed(seed)
-    mine = copies(given)
+    given = {"logits": rows.repeat(_N_COPIES, 1)}
+
+    def draw(logits: Tensor, seed: int) -> Any:
+        torch.default_generator.manual_seed(seed)
+        generator = {"generator": torch.Generator().manual_seed(seed)} if "generator" in inputs else {}
+        return candidate(*(inputs | {"logits": logits} | generator).values())
+
     try:
-        output = candidate(*mine.values())
-        if not isinstance(output, Tensor) or output.shape != (len(given["logits"]), 1) or output.is_floating_point():
-            return {_COLUMN: looks(output)}
-        if together(lambda n: _ids(candidate, given, seed + n), len(rows)):
-            return {_TOGETHER: "all draw the same id"}
+        mine = given["logits"].clone()
+        output = draw(mine, seed)
+        if not isinstance(output, Tensor) or output.shape != (len(mine), 1) or output.is_floating_point():
+            return {COLUMN: looks(output)}
+        ids = output.flatten().tolist()
+        if together(ids, len(rows), lambda n: draw(rows.clone(), seed + n).flatten().tolist()):
+            return {TOGETHER: "all draw the same id"}
     except Exception as error:
         return {OUTPUT: Failure(error)}
-    kept = torch.equal(mine["logits"], given["logits"])
-    seen = {_COLUMN: looks(output), "the input logits": "as it was" if kept else "changed in place"}
-    return seen | counted(output.flatten().tolist(), len(rows))
+    kept = torch.equal(mine, given["logits"])
+    seen = {COLUMN: looks(output), TOGETHER: _ITSELF, "the input logits": "as it was" if kept else "changed in place"}
+    return seen | counted(ids, len(rows)) | defaults_of(candidate)
 
 
-def _ids(candidate: Callable, given: Inputs, seed: int) -> list[int]:
-    torch.default_generator.manual_seed(seed)
-    generator = {"generator": torch.Generator().manual_seed(seed)} if "generator" in given else {}
-    return candidate(*(copies(given) | generator).values()).flatten().tolist()
+def other_defaults(version: Callable) -> tuple[Callable, ...]:
+    """Return versions with defaults that are common elsewhere.
+
+    Args:
+        version: The right one.
+    """
+    common = [{"temperature": t} for t in (0.0, 0.5, 0.7, 0.8, 0.9)]
+    common += [{"top_p": p} for p in (0.9, 0.95, 1.0)] + [{"top_k": k} for k in (2, 10, 40, 50)]
+    common += [{"temperature": 0.8, "top_k": 50, "top_p": 0.9}, {"temperature": 0.8, "top_p": 0.9}]
+    return tuple(with_defaults(version, **defaults) for defaults in common)
 
 
 # Wrong versions: a way from scores to ids, with switches.
@@ -194,11 +239,6 @@ def _sample(
     return finish(draw(chances(heated), generator), heated)
 
 
-def _with_default(**defaults: Any) -> Callable:
-    """Return a version in which a setting that is not given has another value."""
-    return lambda logits, *settings: _sample(logits, *settings, **({} if settings else defaults))
-
-
 def _as_rank(ids: Tensor, heated: Tensor) -> Tensor:
     """Return places in the sorted list, where ids of the vocabulary are wanted."""
     return heated.argsort(-1, descending=True).argsort(-1).gather(-1, ids)
@@ -261,7 +301,7 @@ _SIX, _OTHER_SIX = (0.34, 0.22, 0.16, 0.12, 0.09, 0.07), (0.41, 0.19, 0.15, 0.11
 
 
 def _rows(*rows: Sequence[float], **settings: Any) -> Callable[[torch.Generator], Inputs]:
-    return lambda generator: {"logits": from_chances(rows, generator, level=4.0), **settings, "generator": None}
+    return lambda generator: {"logits": from_chances(rows, generator, level=1.5), **settings, "generator": None}
 
 
 def _only_logits(generator: torch.Generator) -> Inputs:
@@ -269,7 +309,7 @@ def _only_logits(generator: torch.Generator) -> Inputs:
 
 
 def _repeated(generator: torch.Generator) -> Inputs:
-    logits = from_chances((_FLAT, _COLD, _FLAT), generator).repeat(3, 1)
+    logits = from_chances((_FLAT, _COLD, _FLAT), generator).repeat(8, 1)
     return {"logits": logits, "temperature": 1.5, "top_k": 3, "top_p": 0.95, "generator": None}
 
 
@@ -284,11 +324,10 @@ SAMPLE = Exercise(
     probes=tuple(
         partial(Probe, gradient=False)(*each, **more)
         for *each, more in (
-            ("nine rows, and how they follow the generator", _repeated, {"observe": observe_repeats}),
-            # Many copies: defaults of 1 and 0.8 are not far apart.
-            ("nothing but the scores", _only_logits, {"observe": partial(_observe_counts, n_copies=4000)}),
+            ("rows that follow the generator", _repeated, {"observe": _observe_repeats}),
+            ("nothing but the scores", _only_logits, {}),
             ("cold", _rows(_COLD, _FLAT, temperature=0.4, top_k=None, top_p=None), {}),
-            ("hot", _rows((0.74, 0.2, 0.06), (0.84, 0.1, 0.06), temperature=3.0, top_k=None, top_p=None), {}),
+            ("hot", _rows((0.55, 0.27, 0.18), (0.5, 0.31, 0.19), temperature=3.0, top_k=None, top_p=None), {}),
             ("top-k alone", _rows(_SIX, _OTHER_SIX, temperature=1.0, top_k=2, top_p=None), {}),
             ("top-p alone", _rows(_SIX, _OTHER_SIX, temperature=1.0, top_k=None, top_p=0.65), {}),
             ("top-k and top-p", _rows(_SIX, _OTHER_SIX, temperature=1.0, top_k=4, top_p=0.65), {}),
@@ -454,18 +493,8 @@ SAMPLE = Exercise(
         Mistake(
             "a setting that is not given has another default",
             "without settings it draws by the model's own chances: temperature 1, and all tokens.",
-            _with_default(temperature=0.3),
-            tuple(
-                _with_default(**defaults)
-                for defaults in (
-                    {"temperature": 0.0},
-                    {"temperature": 0.5},
-                    {"temperature": 0.7},
-                    {"temperature": 0.8},
-                    {"top_p": 0.9},
-                    {"top_k": 2},
-                )
-            ),
+            with_defaults(_sample, temperature=0.3),
+            other_defaults(_sample),
         ),
         Mistake(
             "logits is changed in place",

@@ -166,11 +166,6 @@ NEXT_LOGITS = Exercise(
             (partial(_next, unseen=lambda ids, length: ids[:, :length]),),
         ),
         Mistake(
-            "the ids are cut along the batch, not along time",
-            "ids is (B, S): the second axis is time.",
-            partial(_next, unseen=lambda ids, length: ids[length:]),
-        ),
-        Mistake(
             "the cache is not used",
             "the scores are right, but all is computed anew each time, and the cache stays as it was.",
             partial(_next, unseen=lambda ids, length: ids, use=lambda cache: None),

@@ -104,6 +104,7 @@ def what_remains(wrong: Callable) -> tuple[Mistake, ...]:
             (
                 partial(wrong, low=math.nan),
                 partial(wrong, fill=lambda scores, kept, low: scores + ~kept * -math.inf),
+                partial(wrong, fill=lambda scores, kept, low: torch.where(kept, scores, scores * 0 - math.inf)),
             ),
         ),
         Mistake(

@@ -102,6 +102,7 @@ def _observe_groups(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
     model = copy.deepcopy(inputs["model"])
     named = dict(model.named_parameters())
     trainable = [p.requires_grad for p in named.values()]
+    numbers = {name: p.detach().clone() for name, p in named.items()}
     try:
         output = candidate(model, inputs["weight_decay"])
         seen = {OUTPUT: _described(output)}
@@ -110,10 +111,8 @@ def _observe_groups(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
         members = [_members(group) for group in output]
     except Exception as error:
         return {OUTPUT: Failure(error)}
-    places = {
-        name: [n for n, group in enumerate(members, start=1) for each in group if each is p]
-        for name, p in named.items()
-    }
+    groups = list(enumerate(members, start=1))
+    places = {name: [n for n, group in groups for each in group if each is p] for name, p in named.items()}
     known = set(map(id, named.values()))
     # Short, since a message shows four of them in a line: 1, 2, "none" or "1 and 2".
     seen["the group of each parameter"] = {
@@ -122,6 +121,12 @@ def _observe_groups(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
     seen["the weight_decay of the groups"] = [group.get("weight_decay", "not given") for group in output]
     seen["what else is in the groups"] = [kind(each) for group in members for each in group if id(each) not in known]
     kept = trainable == [p.requires_grad for p in named.values()]
+    # A name for the group is welcome; another number, such as a learning rate, is a setting of the optimizer.
+    seen["other settings of the groups"] = sorted(
+        str(key) for group in output for key, n in group.items() if key != "weight_decay" and isinstance(n, int | float)
+    )
+    same = all(torch.equal(numbers[name], p) for name, p in named.items())
+    seen["the parameters' numbers"] = "as they were" if same else "changed"
     return seen | {"which parameters can be trained": "those of before" if kept else "others"}
 
 

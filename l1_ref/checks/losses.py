@@ -1,4 +1,4 @@
-"""The checks of 06_training on the loss: cross_entropy, and perplexity."""
+"""The check of 06_training on the loss: cross_entropy."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-from l1_ref.checks.observe import observe_through
-from l1_ref.checks.schedules import as_number
-from l1_ref.loss import cross_entropy, perplexity
+from l1_ref.loss import cross_entropy
 
 _Build = Callable[[torch.Generator], Inputs]
 
@@ -27,7 +25,8 @@ def _scores(
     def build(generator: torch.Generator) -> Inputs:
         logits = 1.5 * torch.randn(B, T, V, generator=generator, dtype=torch.float64)
         # No target is 0: that is one of the ids that stand for padding.
-        targets = torch.randint(1, V, (B, T), generator=generator)
+        last = given.get("ignore_index") == V - 1
+        targets = torch.randint(1, V - last, (B, T), generator=generator)
         for place in padding:
             targets[place] = given.get("ignore_index", -100)
         return {"logits": logits.to(dtype), "targets": targets, **given}
@@ -123,6 +122,22 @@ def _clamped(log_p: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     return log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
 
 
+def _rows(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    counts = targets != ignore_index
+    return logits[counts], targets[counts]
+
+
+def _along_tokens_that_count(logits: Tensor, targets: Tensor, s: float = 0.0, ignore_index: int = -100) -> Tensor:
+    log_p, ids = (each[None] for each in _rows(logits, targets, ignore_index))
+    return _loss(log_p, ids, s, ignore_index, log_p=lambda logits: logits.log_softmax(1))
+
+
+def _every_target(logits: Tensor, targets: Tensor, s: float = 0.0, ignore_index: int = -100) -> Tensor:
+    rows, ids = _rows(logits, targets, ignore_index)
+    log_p = rows.log_softmax(-1)
+    return -(1 - s) * log_p[:, ids].mean() - s * log_p.mean()
+
+
 def _smoothing_padding(logits: Tensor, targets: Tensor, s: float = 0.0, ignore_index: int = -100) -> Tensor:
     log_p, counts = logits.log_softmax(-1), targets != ignore_index
     return (1 - s) * _mean(-_gathered(log_p, targets, counts), counts) - s * log_p.mean()
@@ -212,6 +227,7 @@ CROSS_ENTROPY = Exercise(
             "padding with id 0, and label smoothing",
             _scores(3, 2, 5, ((0, 0), (2, 0), (2, 1)), label_smoothing=0.1, ignore_index=0),
         ),
+        Probe("padding with the last id", _scores(2, 3, 6, ((1, 2),), label_smoothing=0.0, ignore_index=5)),
         Probe("padding with -1", _scores(2, 3, 4, ((0, 2),), label_smoothing=0.0, ignore_index=-1)),
         Probe("float64 in, float64 out", _scores(2, 3, 7, dtype=torch.float64, label_smoothing=0.3)),
         Probe("scores near 200", _high, gradient=False, edge=True, tolerance=1e-3),
@@ -235,6 +251,17 @@ CROSS_ENTROPY = Exercise(
             "the softmax goes along the texts B, not along the classes V",
             _CLASSES,
             partial(_loss, log_p=lambda logits: logits.log_softmax(0)),
+        ),
+        Mistake(
+            "the softmax goes along the tokens, not along the classes V",
+            _CLASSES,
+            partial(_loss, log_p=lambda logits: logits.flatten(0, 1).log_softmax(0).view_as(logits)),
+            (_along_tokens_that_count,),
+        ),
+        Mistake(
+            "each token is judged by the targets of all tokens",
+            "log_p[:, targets] takes every target for every row: gather takes of each row its own.",
+            _every_target,
         ),
         Mistake(
             "F.cross_entropy takes axis 1 for the classes",
@@ -479,105 +506,4 @@ CROSS_ENTROPY = Exercise(
     ),
 )
 
-
-# perplexity.
-
-
-def _given(loss: float | Tensor) -> _Build:
-    return lambda generator: {"loss": loss}
-
-
-def _drawn(as_tensor: bool) -> _Build:
-    def build(generator: torch.Generator) -> Inputs:
-        loss = 1 + 4 * torch.rand((), generator=generator)
-        return {"loss": loss if as_tensor else loss.item()}
-
-    return build
-
-
-def _power(base: float) -> Callable:
-    return lambda loss: base**loss
-
-
-def _changing_loss(loss: float | Tensor) -> float | Tensor:
-    return loss.exp_() if isinstance(loss, Tensor) else math.exp(loss)
-
-
-_BASE = "the loss is in nats, so its base is e."
-
-PERPLEXITY = Exercise(
-    name="perplexity",
-    notebook="06_training",
-    reference=perplexity,
-    observe=partial(observe_through, as_number),
-    probes=(
-        Probe("a loss of 2 nats", _given(2.0), gradient=False),
-        Probe("a number", _drawn(False), gradient=False),
-        Probe("a tensor", _drawn(True), gradient=False),
-        Probe("a perfect model", _given(0.0), gradient=False),
-        Probe("a model that knows nothing about 50257 tokens", _given(math.log(50257)), gradient=False, edge=True),
-    ),
-    mistakes=(
-        Mistake("the base is 2, not e", f"2^loss is for a loss in bits; {_BASE}", _power(2)),
-        Mistake("the base is 10, not e", _BASE, _power(10)),
-        Mistake(
-            "e is rounded",
-            "the power makes the error grow: math.exp and torch.exp know all digits.",
-            _power(2.718),
-            (_power(2.7), _power(2.72), _power(2.71)),
-        ),
-        Mistake(
-            "the sign is turned: exp of minus the loss",
-            "that is the probability of an average token; perplexity is 1 divided by it.",
-            lambda loss: math.exp(-loss),
-        ),
-        Mistake(
-            "the logarithm is taken, not the exponential",
-            "the loss is a logarithm already; exp undoes it.",
-            lambda loss: torch.as_tensor(loss).log(),
-            (math.log, lambda loss: math.log2(loss)),
-        ),
-        Mistake("the loss is returned as it is", "perplexity counts tokens, the loss counts nats.", lambda loss: loss),
-        Mistake(
-            "1 is subtracted",
-            "a perfect model hesitates among one token: its perplexity is 1, not 0.",
-            lambda loss: math.exp(loss) - 1,
-        ),
-        Mistake("it is the square of the loss", "perplexity is e to the power of the loss.", lambda loss: loss**2),
-        Mistake(
-            "the loss is divided by log 2 before exp",
-            f"that makes bits of nats, and exp undoes nats only: {_BASE}",
-            lambda loss: math.exp(loss / math.log(2)),
-        ),
-        Mistake(
-            "the answer is rounded",
-            "two models that differ by half a token would look alike.",
-            lambda loss: round(math.exp(loss)),
-            (
-                lambda loss: int(math.exp(loss)),
-                lambda loss: float(round(math.exp(loss))),
-                lambda loss: round(math.exp(loss), 1),
-                lambda loss: round(math.exp(loss), 2),
-            ),
-        ),
-        Mistake(
-            "a plain float is not taken",
-            "a loss may be a float or a tensor: torch.exp and .exp() take tensors only.",
-            torch.exp,
-        ),
-        Mistake("the loss is changed in place", "exp_ writes into the caller's tensor: exp does not.", _changing_loss),
-    ),
-    properties=(
-        Property(
-            "two nats more make it e² times as large",
-            lambda f, loss: math.isclose(float(f(loss + 2)), float(f(loss)) * math.e**2, rel_tol=1e-4),
-        ),
-    ),
-    hints=(
-        "The loss is the mean of -log p. What undoes a logarithm?",
-        "e to the power of the loss. The caller may hand over a float or a tensor; which function takes both?",
-        "math.exp takes a float, and a tensor of one number; torch.exp takes tensors only.",
-    ),
-)
-
-EXERCISES = (CROSS_ENTROPY, PERPLEXITY)
+EXERCISES = (CROSS_ENTROPY,)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe
 from l1_ref.checks.observe import Observation
 from l1_ref.checks.scaling import divide, gradients_of, scaled_losses
-from l1_ref.checks.toys import Notes, alone, observe_training, one_batch, overflow
+from l1_ref.checks.toys import Notes, alone, in_eval_mode, observe_training, one_batch, overflow
 from l1_ref.loss import cross_entropy
 from l1_ref.steps import amp_train_step
 
@@ -275,6 +275,7 @@ AMP_TRAIN_STEP = Exercise(
                 partial(_amp, around="nothing", change=_halved, half_loss=True),
                 partial(_amp, change=_halved, half_loss=True),
                 partial(_amp, around="nothing", change=_halved, back=lambda model: model.float()),
+                partial(_amp, around="nothing", change=_halved, half_loss=True, back=lambda model: model.float()),
             ),
         ),
         Mistake(
@@ -288,7 +289,7 @@ AMP_TRAIN_STEP = Exercise(
             alone(partial(_amp, clipper=nn.utils.clip_grad_value_)),
         ),
         Mistake(
-            "the gradients of an earlier step are never cleared",
+            "the gradients of an earlier step are not cleared before backward()",
             "they would be added to those of this step.",
             partial(_amp, clear="never"),
         ),
@@ -316,6 +317,12 @@ AMP_TRAIN_STEP = Exercise(
             "gradients alone change no weight.",
             alone(partial(_amp, then=("unscale", "clip", "update"))),
             (partial(_amp, then=("unscale", "clip")),),
+        ),
+        Mistake(
+            "the model runs in eval mode",
+            "in training, dropout must drop: the mode is the caller's choice.",
+            in_eval_mode(_amp),
+            (in_eval_mode(_amp, nn.Module.train),),
         ),
     ),
     properties=(),

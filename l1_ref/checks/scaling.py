@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe
 from l1_ref.checks.observe import Observation
-from l1_ref.checks.toys import Notes, alone, observe_training, one_batch, overflow
+from l1_ref.checks.toys import Notes, alone, in_eval_mode, observe_training, one_batch, overflow
 from l1_ref.loss import cross_entropy
 from l1_ref.steps import loss_scaled_step
 
@@ -55,6 +55,10 @@ def _divide_some(which: slice) -> Callable:
 
 def _all_finite(gradients: Iterable[Tensor], loss: Tensor, scaled: Tensor) -> bool:
     return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def _any_finite(gradients: Iterable[Tensor], loss: Tensor, scaled: Tensor) -> bool:
+    return any(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def _clipping(gradients: list[Tensor], loss: Tensor, scaled: Tensor) -> bool:
@@ -141,6 +145,7 @@ LOSS_SCALED_STEP = Exercise(
             ("an overflow: one gradient is inf", one_batch(5, 3, 2, 3, scale=16.0), overflow("head", math.inf)),
             ("an overflow: one gradient is NaN", one_batch(5, 3, 2, 3, scale=16.0), overflow("mix", math.nan)),
             ("an overflow: one gradient is -inf", one_batch(5, 3, 2, 3, scale=16.0), overflow("shift", -math.inf)),
+            ("an overflow of all gradients", one_batch(5, 3, 2, 3, scale=16.0), overflow("", math.inf)),
             (
                 "an overflow, then a good step",
                 one_batch(5, 3, 2, 4, scale=32.0),
@@ -213,6 +218,15 @@ LOSS_SCALED_STEP = Exercise(
             "a finite loss can have gradients that are inf: test these.",
             partial(_scaled_step, fine=lambda gradients, loss, scaled: bool(loss.isfinite())),
             (partial(_scaled_step, fine=lambda gradients, loss, scaled: bool(scaled.isfinite())),),
+        ),
+        Mistake(
+            "one good gradient, or one good entry, is enough for a step: any stands where all belongs",
+            "one inf anywhere is enough to skip it: all entries of all gradients must be finite.",
+            partial(_scaled_step, fine=_any_finite),
+            (
+                partial(_scaled_step, fine=lambda gradients, *_: all(bool(g.isfinite().any()) for g in gradients)),
+                partial(_scaled_step, fine=lambda gradients, *_: any(bool(g.isfinite().any()) for g in gradients)),
+            ),
         ),
         Mistake(
             "only NaN counts as an overflow",
@@ -293,7 +307,7 @@ LOSS_SCALED_STEP = Exercise(
             partial(_scaled_step, told=lambda loss, scaled, scale, fine: loss),
         ),
         Mistake(
-            "the gradients of an earlier step are never cleared",
+            "the gradients of an earlier step are not cleared before backward()",
             "they would be added to those of this step.",
             partial(_scaled_step, clear="never"),
         ),
@@ -301,6 +315,12 @@ LOSS_SCALED_STEP = Exercise(
             "the gradients are cleared after backward()",
             "the step would find nothing: clear before it.",
             alone(partial(_scaled_step, clear="late")),
+        ),
+        Mistake(
+            "the model runs in eval mode",
+            "in training, dropout must drop: the mode is the caller's choice.",
+            in_eval_mode(_scaled_step),
+            (in_eval_mode(_scaled_step, nn.Module.train),),
         ),
     ),
     properties=(),

@@ -83,6 +83,15 @@ def _rate(
     return blend(lr_peak, lr_min, wave(progress(step, warmup_steps, total_steps)))
 
 
+def _bent(wave: Callable[[float], float]) -> Callable:
+    """Return a warm-up that is no straight line."""
+    return lambda step, n, peak, low: peak * wave(step / n)
+
+
+def _default_low(default: float) -> Callable:
+    return lambda step, peak, n, total, low=default: cosine_lr(step, peak, n, total, low)
+
+
 def _never(*_: int) -> bool:
     return False
 
@@ -128,6 +137,11 @@ def _is_in_range(f: Callable, step: int, lr_peak: float, *_: float, **more: floa
 
 def _reaches_the_peak(f: Callable, step: int, lr_peak: float, warmup_steps: int, **more: float) -> bool:
     return math.isclose(_rates(f, lr_peak, warmup_steps, **more)[warmup_steps], lr_peak, rel_tol=1e-5)
+
+
+def _rises_in_a_line(f: Callable, step: int, lr_peak: float, warmup_steps: int, **more: float) -> bool:
+    rates = _rates(f, lr_peak, warmup_steps, **more)[:warmup_steps]
+    return all(math.isclose(rate, lr_peak * n / warmup_steps, abs_tol=1e-5) for n, rate in enumerate(rates))
 
 
 def _comes_down_smoothly(f: Callable, step: int, lr_peak: float, warmup_steps: int, **more: float) -> bool:
@@ -204,6 +218,30 @@ COSINE_LR = Exercise(
             "the warm-up begins at lr_min, not at 0",
             "lr_min is where the cosine ends; the line begins at 0.",
             partial(_rate, line=lambda step, n, peak, low: low + (peak - low) * step / n),
+            (partial(_rate, line=lambda step, n, peak, low: max(low, peak * step / n)),),
+        ),
+        Mistake(
+            "the warm-up is no straight line",
+            "each of its steps adds the same: lr_peak / warmup_steps.",
+            partial(_rate, line=_bent(lambda share: share * share)),
+            (
+                partial(_rate, line=_bent(math.sqrt)),
+                partial(_rate, line=_bent(lambda share: 0.5 * (1 - math.cos(math.pi * share)))),
+                partial(_rate, line=_bent(lambda share: math.sin(0.5 * math.pi * share))),
+            ),
+        ),
+        Mistake(
+            "the warm-up is divided by total_steps",
+            _PEAK,
+            lambda step, peak, n, total, *low: (
+                peak * step / total if step < n else cosine_lr(step, peak, n, total, *low)
+            ),
+        ),
+        Mistake(
+            "lr_min has another default than 0",
+            "who does not ask for a floor gets none.",
+            _default_low(0.1),
+            (_default_low(0.01), _default_low(0.001), _default_low(1e-4)),
         ),
         Mistake(
             "the warm-up leads to lr_peak - lr_min",
@@ -395,6 +433,7 @@ COSINE_LR = Exercise(
     properties=(
         Property("the rate lies between 0 and lr_peak", _is_in_range),
         Property("at warmup_steps the rate is lr_peak", _reaches_the_peak),
+        Property("until warmup_steps each step adds as much to the rate, from 0 on", _rises_in_a_line),
         Property("behind the peak the rate never rises, and never jumps", _comes_down_smoothly),
     ),
     hints=(

@@ -1,5 +1,6 @@
 """Training at toy size: a model, an optimizer and a scaler that tell what was done to them."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -54,7 +55,8 @@ class ToyModel(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Return the logits."""
         x = F.linear(F.embedding(ids, self.table), self.mix, self.shift)
-        logits = F.linear(x.tanh(), self.head)
+        x = x.tanh()
+        logits = F.linear(x if self.training else x / 2, self.head)  # a stand-in for dropout, without chance
         self.notes.products.add(x.dtype)
         self.notes.runs.append(f"{len(ids)} rows forward" if len(ids) > 1 else "1 row forward")
         if logits.requires_grad:
@@ -164,7 +166,7 @@ def overflow(name: str, value: float, n_calls: int = 1, call: int = 1, **more: A
     """Return what makes a probe one with an overflow: one entry of the gradient of a parameter gets a value.
 
     Args:
-        name: The parameter.
+        name: The parameter; of all of them, where it is empty.
         value: Such as inf.
         n_calls: How often the code is called.
         call: In which of them.
@@ -201,15 +203,18 @@ def observe_training(
     for call in range(1, n_calls + 1):
         last = call == n_calls
         model.notes = Notes()
-        hook = flaw and call == flaw[2] and model.get_parameter(flaw[0]).register_hook(_spoiling(flaw[1]))
+        spoiled = [p for name, p in model.named_parameters() if flaw and call == flaw[2] and flaw[0] in (name, "")]
+        hooks = [p.register_hook(_spoiling(flaw[1])) for p in spoiled]
         try:
-            seen |= {(name if last else f"{name}, call {call}"): value for name, value in _call(candidate, given, more)}
+            with _autocast_kept():
+                new = dict(_call(candidate, given, more))
+            seen |= {(name if last else f"{name}, call {call}"): value for name, value in new.items()}
         except Exception as error:
             # Two failures count as the same behaviour. Of the scaler's, which say what is wrong, only the same one
             # does: its text becomes the name of something seen.
             told = {f"the error {type(error).__name__}: {error}": Failure(error)} if "scaler" in given else {}
             return seen | {OUTPUT: Failure(error)} | told
-        if hook:
+        for hook in hooks:
             hook.remove()
     for name, value in inputs.items():
         if isinstance(value, Tensor | MicroBatches):
@@ -226,6 +231,22 @@ def alone(version: Callable) -> Callable:
     return lambda *inputs: version(*inputs)
 
 
+def in_eval_mode(step: Callable, after: Callable = nn.Module.eval) -> Callable:
+    """Return a version that trains in eval mode.
+
+    Args:
+        step: The code; its first argument is the model.
+        after: Sets the mode when all is done.
+    """
+
+    def wrong(model: nn.Module, *more: Any) -> Any:
+        loss = step(model.eval(), *more)
+        after(model)
+        return loss
+
+    return wrong
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, MicroBatches):
         return MicroBatches((x.clone(), y.clone()) for x, y in value)
@@ -239,6 +260,18 @@ def _spoiling(value: float) -> Callable[[Tensor], Tensor]:
         return gradient
 
     return spoil
+
+
+@contextlib.contextmanager
+def _autocast_kept() -> Iterator[None]:
+    """Set autocast back to what it was, so that code which leaves it on does not change what runs next."""
+    before = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cpu", before[0])
+        torch.set_autocast_dtype("cpu", before[1])
+        torch.clear_autocast_cache()
 
 
 def _call(candidate: Callable, given: Inputs, more: Callable) -> Iterator[tuple[str, Any]]:

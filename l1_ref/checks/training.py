@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l1_ref.checks import averaging, clipping, grouping, losses, schedules, updates
+from l1_ref.checks import averaging, clipping, grouping, losses, schedules, surprise, updates
 from l1_ref.checks.compare import Failure
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-from l1_ref.checks.observe import OUTPUT, Observation, observe_step
+from l1_ref.checks.observe import GRADIENT, OUTPUT, Observation, observe_step
 from l1_ref.checks.schedules import as_number
+from l1_ref.checks.toys import in_eval_mode
 from l1_ref.loss import cross_entropy
 from l1_ref.steps import train_step
 
@@ -38,7 +39,8 @@ class _Pairs(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the logits."""
-        return self.table[ids] @ self.out + self.bias
+        logits = self.table[ids] @ self.out + self.bias
+        return logits if self.training else logits / 3  # a stand-in for dropout, without chance
 
 
 class _Descent(torch.optim.Optimizer):
@@ -109,8 +111,12 @@ def _observe_training(
         generator = torch.Generator().manual_seed(seed)
         for p in model.parameters() if left else ():
             p.grad = torch.randn(p.shape, generator=generator) if p.requires_grad else None
+        kept = True
         for n in range(n_steps):
-            loss = candidate(model, x.roll(n, 1), y.roll(n, 1), *more)
+            given = x.roll(n, 1), y.roll(n, 1)
+            loss = candidate(model, *given, *more)
+            kept = kept and torch.equal(given[0], x.roll(n, 1)) and torch.equal(given[1], y.roll(n, 1))
+        afterwards["x and y"] = "as they were" if kept else "changed in place"
         afterwards["the model's mode"] = "training" if model.training else "eval"
         afterwards[_AFTER] = {name: p.grad for name, p in model.named_parameters()}
         return loss
@@ -123,7 +129,17 @@ def _observe_training(
     seen["the order of the calls"] = [event for event in order if event != "clip_grad_norm_"]
     seen[_CLIPPED] = _time_of_clipping(order)
     seen |= afterwards
-    return seen | {_AFTER: "as the optimizer met them, or cleared" if _is_kept(seen) else "changed"}
+    seen |= {_AFTER: "as the optimizer met them, or cleared" if _is_kept(seen) else "changed"}
+    return _each_alone_by_name(seen)
+
+
+def _each_alone_by_name(seen: Observation) -> Observation:
+    """Let each gradient and each parameter be seen by itself, so that a message shows its numbers."""
+    told = {_MET: f"{GRADIENT}{{}} at the step", "the parameters afterwards": "{} afterwards"}
+    apart: Observation = {}
+    for name, value in seen.items():
+        apart |= {told[name].format(p): each for p, each in value.items()} if name in told else {name: value}
+    return apart
 
 
 def _time_of_clipping(order: list[str]) -> str:
@@ -456,6 +472,7 @@ TRAIN_STEP = Exercise(
             "the model is put into eval mode",
             "from the next step on there would be no dropout.",
             _in_eval,
+            (in_eval_mode(_train), in_eval_mode(_train, nn.Module.train)),
         ),
     ),
     properties=(Property("the loss on the same batch is lower after some steps", _learns),),
@@ -470,6 +487,7 @@ TRAIN_STEP = Exercise(
 
 EXERCISES = (
     *losses.EXERCISES,
+    *surprise.EXERCISES,
     *schedules.EXERCISES,
     *grouping.EXERCISES,
     *updates.EXERCISES,

@@ -177,6 +177,28 @@ def _largest_so_far(p: Tensor, grad: Tensor, state: dict, *settings: Any) -> Non
     _adamw(p, grad, state, *settings, divisor=divisor)
 
 
+def _from_the_first(p: Tensor, grad: Tensor, state: dict, *settings: Any, **switches: Any) -> None:
+    """Let both means begin with the first gradient."""
+    state.setdefault("m", grad.clone())
+    state.setdefault("v", grad * grad)
+    _adamw(p, grad, state, *settings, **switches)
+
+
+def _storing_the_corrected(p: Tensor, grad: Tensor, state: dict, lr: float, betas: tuple, *more: float) -> None:
+    _adamw(p, grad, state, lr, betas, *more)
+    for name, beta in zip("mv", betas, strict=True):
+        state[name] = _corrected(state[name], beta, state["step"])
+
+
+def _eps_behind(share: Callable[[float], float]) -> Callable:
+    """Return a version that adds eps to the quotient; share takes lr and tells how much of it reaches p."""
+
+    def step(p: Tensor, grad: Tensor, state: dict, lr: float, betas: tuple, eps: float, decay: float) -> None:
+        _adamw(p, grad, state, lr, betas, 0.0, decay, behind=lambda p, *_: p - share(lr) * eps)
+
+    return step
+
+
 def _only_decays(f: Callable, p: Tensor, grad: Tensor, lr: float, weight_decay: float, **more: Any) -> bool:
     new = nn.Parameter(p.detach().clone())
     f(new, torch.zeros_like(grad), {}, lr, more["betas"], 1e-8, weight_decay)
@@ -307,6 +329,28 @@ ADAMW_STEP = Exercise(
             "eps is added before the bias correction",
             _EPS,
             partial(_adamw, divisor=lambda v, beta, step, eps, correct: (v.sqrt() + eps) / (1 - beta**step) ** 0.5),
+        ),
+        Mistake(
+            "eps is added to the quotient: brackets are missing",
+            f"a / b + eps is (a / b) + eps. {_EPS[0].upper()}{_EPS[1:]}",
+            _eps_behind(lambda lr: 1.0),
+            (_eps_behind(lambda lr: lr),),
+        ),
+        Mistake(
+            "the bias correction of the mean square stands outside the root",
+            "correct the mean square first, then take the root of it.",
+            _alone(divisor=lambda v, beta, step, eps, correct: correct(v.sqrt(), beta, step) + eps),
+        ),
+        Mistake(
+            "the corrected means are stored in the state",
+            "the next call would correct them once more: the state keeps the means as they are.",
+            _storing_the_corrected,
+        ),
+        Mistake(
+            "the means begin with the first gradient, not with 0",
+            f"AdamW's begin at 0. {_BIAS[0].upper()}{_BIAS[1:]}",
+            _from_the_first,
+            (partial(_from_the_first, corrects=(_uncorrected, _uncorrected)),),
         ),
         Mistake(
             "eps is left out",

@@ -12,9 +12,19 @@ from torch import Tensor, nn
 from l1_ref.attention import KVCache
 from l1_ref.checks.caches import toy_model
 from l1_ref.checks.compare import Failure
-from l1_ref.checks.draws import counted, looks, observe_repeats, together
+from l1_ref.checks.draws import (
+    COLUMN,
+    TOGETHER,
+    counted,
+    defaults_of,
+    looks,
+    other_defaults,
+    same_ids,
+    together,
+    with_defaults,
+)
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-from l1_ref.checks.observe import OUTPUT, REPEATED, Observation
+from l1_ref.checks.observe import OUTPUT, REPEATED, Observation, copies
 from l1_ref.generation import generate, sample
 from l1_ref.transformer import L1Model
 
@@ -174,7 +184,7 @@ def _observe_writing(candidate: Callable, inputs: Inputs, gradient: bool, seed: 
     finally:
         gradients_on = torch.is_grad_enabled()
         torch.set_grad_enabled(True)
-    if not all(_same_ids(outputs[0], other) for other in outputs):
+    if not all(_alike(outputs[0], other) for other in outputs):
         return {REPEATED: "differ"}
     output = outputs[0]
     seen: Observation = {OUTPUT: output.detach().clone() if isinstance(output, Tensor) else output}
@@ -186,45 +196,73 @@ def _observe_writing(candidate: Callable, inputs: Inputs, gradient: bool, seed: 
     return seen
 
 
-def _same_ids(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else type(a) is type(b)
+def _alike(a: Any, b: Any) -> bool:
+    return same_ids(a, b) if isinstance(a, Tensor) else type(a) is type(b)
 
 
-def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_rows: int = 600) -> Observation:
+def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_rows: int = 400) -> Observation:
     """Let code write one token behind many copies of a prompt, and count what was drawn."""
     model, ids, n, *settings = inputs.values()
-    rows = ids.expand(n_rows, -1)
+    given = settings[:-1] if "generator" in inputs else settings
 
-    def write(seed: int) -> Any:
+    def write(B: int, seed: int) -> Any:
         torch.default_generator.manual_seed(seed)
         generator = [torch.Generator().manual_seed(seed)] if "generator" in inputs else []
-        given = settings[: len(settings) - len(generator)]
-        return _by_name(candidate)(model, rows.clone(), n, *given, *generator)
+        return _by_name(candidate)(model, ids.repeat(B, 1), n, *given, *generator)
 
     try:
-        output = write(seed)
+        output = write(n_rows, seed)
         if not isinstance(output, Tensor) or output.shape != (n_rows, ids.shape[1] + n) or output.is_floating_point():
-            return {"the output": looks(output)}
-        if together(lambda n: write(seed + n)[:, -1].tolist(), 1):
-            return {"rows with the same prompt": "all draw the same id"}
+            return {COLUMN: looks(output)}
+        drawn = output[:, -1].tolist()
+        if together(drawn, 1, lambda n: write(1, seed + n)[:, -1].tolist()):
+            return {TOGETHER: "all draw the same id"}
     except Exception as error:
         return {OUTPUT: Failure(error)}
-    return {"the output": looks(output)} | counted(output[:, -1].tolist(), 1)
+    return {COLUMN: looks(output), TOGETHER: "each draws for itself"} | counted(drawn, 1) | defaults_of(candidate)
 
 
 def _observe_steps(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
-    """Record how draws follow the generator, and whether each step of a row meets another chance."""
-    candidate = _by_name(candidate)
-    seen = observe_repeats(candidate, inputs, gradient, seed)
-    if OUTPUT not in seen or isinstance(seen[OUTPUT], Failure):
-        return seen
-    given = inputs | {"generator": torch.Generator().manual_seed(seed)}
-    drawn = candidate(*given.values())
-    if isinstance(drawn, Tensor) and drawn.ndim == 2:
-        new = drawn[:, inputs["ids"].shape[1] :]
-        alike = new.shape[1] > 1 and bool((new == new[:, :1]).all())
-        seen["the draws of a row"] = "the same chance at each step" if alike else "a chance of their own at each step"
-    return seen
+    """Record how draws follow the generator, and whether rows and steps meet chances of their own."""
+
+    def write(generator: torch.Generator | None) -> Any:
+        return _by_name(candidate)(*(copies(inputs) | {"generator": generator}).values())
+
+    def seeded(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    try:
+        torch.default_generator.manual_seed(seed)
+        generator = seeded(seed)
+        first, second, unlike_it = write(generator), write(generator), write(seeded(seed + 1))
+        torch.default_generator.manual_seed(seed + 1)
+        again, own, own_second = write(seeded(seed)), write(None), write(None)
+        torch.default_generator.manual_seed(seed + 1)
+        write(seeded(seed))
+        own_again = write(None)
+    except Exception as error:
+        return {OUTPUT: Failure(error)}
+    ids, T = inputs["ids"], inputs["ids"].shape[1]
+    if not isinstance(first, Tensor) or first.shape != (len(ids), T + inputs["max_new_tokens"]):
+        return {COLUMN: looks(first)}
+    new, changes = first[:, T:], not same_ids(first, second) or not same_ids(first, unlike_it)
+    if changes and bool((new == new[:1]).all()):
+        return {TOGETHER: "all draw the same id"}
+    if changes and bool((new == new[:, :1]).all()):
+        return {"the steps of a row": "all draw with the same chance"}
+    seen = {COLUMN: looks(first), TOGETHER: "each draws for itself", "the steps of a row": "each draws for itself"}
+    pairs = {
+        "a generator of the same seed": again,
+        "a generator of another seed": unlike_it,
+        "a second call with the same generator": second,
+    }
+    seen |= {name: _compared(first, other) for name, other in pairs.items()}
+    seen["torch's own generator, with the same seed"] = _compared(own, own_again)
+    return seen | {"a second call without a generator": _compared(own, own_second)}
+
+
+def _compared(a: Any, b: Any) -> str:
+    return "the same draw" if same_ids(a, b) else "another draw"
 
 
 # Wrong versions: the loop, with switches.
@@ -312,11 +350,6 @@ def _setting(**other: Any) -> Callable:
         return sample(logits, **(named | other))
 
     return draw
-
-
-def _default(**defaults: Any) -> Callable:
-    """Return a version in which a setting that is not given has another value."""
-    return lambda *given, **settings: _write(*given, **settings, **({} if settings else defaults))
 
 
 def _likeliest(logits: Tensor, *settings: Any) -> Tensor:
@@ -417,6 +450,9 @@ _ENDS = "a row that has drawn the stop token is finished; the others go on, and 
 _PASS = "the caller's settings must reach the draw."
 _UNDISTURBED = "whoever calls this may be in the middle of training: leave the model as it came."
 
+# Two mistakes side by side are looked for among the common ones: those with a tolerance of their own are left out.
+_rare = partial(Mistake, tolerance=1e-5)
+
 GENERATE = Exercise(
     name="generate",
     notebook="08_generation",
@@ -434,7 +470,7 @@ GENERATE = Exercise(
             (
                 "nothing but the model, the prompts and a number",
                 _loaded(_SURE),
-                {"observe": partial(_observe_counts, n_rows=4000)},
+                {"observe": _observe_counts},
             ),
             ("all settings", _loaded(_SIX, 3.0, 4, 0.62, None, None), {"observe": _observe_counts}),
             (
@@ -449,23 +485,23 @@ GENERATE = Exercise(
         )
     ),
     mistakes=(
-        Mistake(
+        _rare(
             "the scores behind the first token are used, not those behind the last",
             "the next token follows the last one: [:, -1].",
             _alone(scores=lambda model, window: model(window)[:, 0]),
         ),
-        Mistake(
+        _rare(
             "only the newest token is fed, without a cache",
             "without keys and values of the others the model knows nothing of what stands before.",
             _alone(window=lambda ids, limit: ids[:, -1:]),
             (_newest_behind_prompt,),
         ),
-        Mistake(
+        _rare(
             "only the prompt is fed, at every step",
             "each new token becomes part of the text: ids = torch.cat(…).",
             _prompt_only,
         ),
-        Mistake(
+        _rare(
             "the cache is fed the whole text at each step",
             "it holds the first ones already: feed only what it has not seen.",
             _fed_all_each_time,
@@ -480,7 +516,7 @@ GENERATE = Exercise(
             _LAST,
             _alone(window=lambda ids, limit: ids[:, :limit]),
         ),
-        Mistake(
+        _rare(
             "the crop takes one token too many away",
             _LAST,
             _alone(window=lambda ids, limit: ids[:, -(limit - 1) :]),
@@ -501,7 +537,7 @@ GENERATE = Exercise(
             "prompt and continuation, (B, S).",
             partial(_write, finish=lambda ids, T: ids[:, T:]),
         ),
-        Mistake(
+        _rare(
             "only the last step's ids come back",
             "prompt and continuation, (B, S).",
             _alone(finish=lambda ids, T: ids[:, -1:]),
@@ -512,12 +548,12 @@ GENERATE = Exercise(
             partial(_write, steps=lambda n, ids: n + 1),
             (_alone(steps=lambda n, ids: max(1, n)),),
         ),
-        Mistake(
+        _rare(
             "one token too few is written",
             "range(n) gives n turns.",
             partial(_write, steps=lambda n, ids: n - 1),
         ),
-        Mistake(
+        _rare(
             "max_new_tokens is taken for the length of prompt and continuation together",
             "it counts the new ones.",
             _alone(steps=lambda n, ids: n - ids.shape[1]),
@@ -533,7 +569,7 @@ GENERATE = Exercise(
             _UNDISTURBED,
             _alone(end=_stay),
         ),
-        Mistake(
+        _rare(
             "the model is always left in training mode",
             _UNDISTURBED,
             _alone(end=_train),
@@ -543,7 +579,7 @@ GENERATE = Exercise(
             "nobody trains here, and the records cost memory: torch.no_grad() leaves them out.",
             _alone(recording=True),
         ),
-        Mistake(
+        _rare(
             "gradients stay turned off afterwards",
             "with torch.no_grad(): turns them off for its block alone; set_grad_enabled(False) lasts.",
             _alone(end=_gradients_off),
@@ -553,12 +589,12 @@ GENERATE = Exercise(
             _ENDS,
             partial(_write, fill=_not_filled),
         ),
-        Mistake(
+        _rare(
             "the end waits for the stop token in all rows at the same step",
             "rows stop at different times: remember which have drawn it.",
             _alone(fill=_not_filled, stopped_by=_at_once),
         ),
-        Mistake(
+        _rare(
             "a row that has stopped is filled with another token",
             _ENDS,
             _alone(fill=lambda new, stopped, stop: new.masked_fill(stopped, 0), stopped_by=_ever),
@@ -570,13 +606,13 @@ GENERATE = Exercise(
             partial(_write, enough=torch.any),
             (_alone(enough=torch.any, fill=_not_filled),),
         ),
-        Mistake(
+        _rare(
             "only the first row decides about the end",
             _ENDS,
             _alone(enough=lambda stopped: stopped[0]),
             (_alone(enough=lambda stopped: stopped[0], fill=_not_filled),),
         ),
-        Mistake(
+        _rare(
             "the last row decides about the end",
             _ENDS,
             _alone(enough=lambda stopped: stopped[-1]),
@@ -596,13 +632,13 @@ GENERATE = Exercise(
             "0 is a token like others, and `if stop_token` is false for it: ask `is not None`.",
             partial(_write, none=lambda stop: not stop),
         ),
-        Mistake(
+        _rare(
             "a stop token in the prompt counts",
             "what the prompt holds was not drawn; only new tokens can stop a row.",
             _alone(stopped_by=_anywhere),
             (_alone(stopped_by=_anywhere, fill=lambda new, stopped, stop: new),),
         ),
-        Mistake(
+        _rare(
             "the last stop token is left out",
             "the token that was drawn belongs to the text: append it, then end.",
             _alone(drop_last=True),
@@ -622,12 +658,12 @@ GENERATE = Exercise(
             _PASS,
             _alone(draw=_setting(top_p=None)),
         ),
-        Mistake(
+        _rare(
             "top_k and top_p are both ignored",
             _PASS,
             _alone(draw=_setting(top_k=None, top_p=None)),
         ),
-        Mistake(
+        _rare(
             "all settings are ignored",
             _PASS,
             _alone(draw=_setting(temperature=1.0, top_k=None, top_p=None)),
@@ -638,62 +674,54 @@ GENERATE = Exercise(
             "whoever hands in a generator of the same seed must get the same text again.",
             partial(_write, draw=_setting(generator=None)),
         ),
-        Mistake(
+        _rare(
             "nothing is drawn: it is greedy at every temperature",
             "l1_ref.sample draws; it is greedy at temperature 0.",
             _alone(draw=_likeliest),
         ),
-        Mistake(
+        _rare(
             "there is one draw for the whole batch",
             "each row is a text of its own, and draws for itself.",
             _alone(draw=_one_for_all),
         ),
-        Mistake(
+        _rare(
             "each step draws with the same seed",
             "the same chance number at each step makes texts that no model would write; set no seed.",
             _alone(draw=_seeded_each_time),
             (_alone(draw=_setting(generator=None), begin=_seeded_inside),),
         ),
-        Mistake(
+        _rare(
             "torch's own seed is set inside",
             "without a generator two calls must differ, unless the caller sets a seed.",
             _alone(begin=_seeded_inside),
         ),
-        Mistake(
+        _rare(
             "softmax is applied before the draw",
             "sample wants scores: probabilities taken for scores come out nearly even.",
             _alone(draw=_twice_soft),
         ),
-        Mistake(
+        _rare(
             "a setting that is not given has another default",
             "without settings it draws by the model's own chances: temperature 1, and all tokens.",
-            _default(draw=_setting(temperature=0.8)),
-            tuple(
-                _default(draw=_setting(**other))
-                for other in (
-                    {"temperature": 0.0},
-                    {"temperature": 0.7},
-                    {"temperature": 0.8, "top_p": 0.9},
-                    {"top_p": 0.9},
-                )
-            ),
+            with_defaults(_write, temperature=0.3),
+            other_defaults(_write),
         ),
-        Mistake(
+        _rare(
             "only the first row is continued",
             "ids is a batch: all rows go on together.",
             _first_row_only,
         ),
-        Mistake(
+        _rare(
             "a list comes back, not a tensor",
             "the caller decodes rows of one tensor, (B, S).",
             _alone(finish=lambda ids, T: ids.tolist()),
         ),
-        Mistake(
+        _rare(
             "the axes are swapped, (S, B)",
             "rows are texts: (B, S).",
             _alone(finish=lambda ids, T: ids.T),
         ),
-        Mistake(
+        _rare(
             "the axis of the batch is lost where there is one row",
             "one prompt is a batch of one: (1, S).",
             _alone(finish=lambda ids, T: ids.squeeze(0)),

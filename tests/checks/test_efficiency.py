@@ -455,7 +455,7 @@ STEP_WRONG = {
     step(each=["step"], after=[]): "a step is taken for each",
     train_each: "a step is taken for each",
     step(each=["clip", "step"], after=[]): "a step is taken for each",
-    step(before=[]): "never cleared",
+    step(before=[]): "not cleared before backward",
     step(after=["clear", "clip", "step"]): "cleared before the step",
     step(after=["step"]): "not clipped",
     step(after=["step", "clip"]): "not clipped",
@@ -632,7 +632,7 @@ SCALED_WRONG = {
     scaled(told=lambda loss, scale, fine: loss.item() * scale): "the scaled loss is returned",
     scaled(told=lambda loss, scale, fine: (loss * scale).item() / scale): "scaled up and divided again",
     scaled(told=lambda loss, scale, fine: loss): "keeps its graph",
-    scaled(clear=lambda model, optimizer: None): "never cleared",
+    scaled(clear=lambda model, optimizer: None): "not cleared before backward",
     scaled(unscale=lambda grads, scale: [g.zero_() for g in grads]): "cleared after backward()",
 }
 
@@ -816,7 +816,7 @@ AMP_WRONG = {
     amp(change=lambda model, dtype: model.to(dtype), cast=no_autocast): "turned to half precision",
     amp(clip=lambda model, max_norm: nn.utils.clip_grad_norm_(model.parameters(), 1.0)): "max_norm is ignored",
     amp(clip=lambda model, max_norm: nn.utils.clip_grad_value_(model.parameters(), max_norm)): "each entry is clipped",
-    amp(clear=lambda model, optimizer: None): "never cleared",
+    amp(clear=lambda model, optimizer: None): "not cleared before backward",
     amp(then=("clear", "unscale", "clip", "step", "update")): "cleared after backward()",
     scaled_loss_returned: "the scaled loss is returned",
     amp(told=lambda loss, scaler: loss): "keeps its graph",
@@ -1354,6 +1354,28 @@ BILL_STUBS = [
     bill_of(drop=("hidden", "loss")),
 ]
 
+# More wrong answers, of the kinds that once passed or went by a wrong name.
+
+
+def eval_meanwhile(step):
+    def wrong(model, *more):
+        model.eval()
+        loss = step(model, *more)
+        model.train()
+        return loss
+
+    return wrong
+
+
+def one_is_enough(grads, loss):
+    return any(torch.isfinite(grad).all() for grad in grads)
+
+
+ACCUMULATE_WRONG |= {eval_meanwhile(by_sums): "eval mode"}
+STEP_WRONG |= {eval_meanwhile(step()): "eval mode"}
+SCALED_WRONG |= {eval_meanwhile(scaled()): "eval mode", scaled(fine=one_is_enough): "any stands where all belongs"}
+AMP_WRONG |= {eval_meanwhile(amp()): "eval mode"}
+
 WRONG = {
     "accumulate_gradients": ACCUMULATE_WRONG,
     "loss_scaled_step": SCALED_WRONG,
@@ -1427,13 +1449,21 @@ def test_the_reference_is_recognised_and_a_blank_is_not_written_yet(exercise):
 @pytest.mark.parametrize(
     ("name", "candidate", "words"),
     [
-        ("loss_scaled_step", scaled(fine=lambda grads, loss: True, clear=lambda *a: None), ("taken although", "never")),
+        (
+            "loss_scaled_step",
+            scaled(fine=lambda grads, loss: True, clear=lambda *a: None),
+            ("taken although", "not cleared before"),
+        ),
         (
             "amp_train_step",
             amp(cast=no_autocast, then=("clip", "unscale", "step", "update")),
             ("clipped while", "no auto"),
         ),
-        ("accumulated_step", step(before=[], each=["clip"], after=["step"]), ("by itself", "never cleared")),
+        (
+            "accumulated_step",
+            step(before=[], each=["clip"], after=["step"]),
+            ("by itself", "not cleared before backward"),
+        ),
         ("accumulated_step", step(loss=mean_of_means, after=["step"]), ("mean of the means", "not clipped")),
         ("checkpointed", lambda block, x: x.detach() + block(x) - x.detach(), ("runs as always",)),
         ("training_memory", bill_of(drop=("loss",), state=(4, 4, 4)), ("the loss's part", "one mean")),

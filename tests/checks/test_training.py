@@ -1848,6 +1848,128 @@ MEAN_LOSS_STUBS = [
 ]
 
 
+# More wrong answers, of the kinds that once passed or went without a name.
+
+
+def looked_up_for_all(logits, targets, label_smoothing=0.0, ignore_index=-100):
+    a, b = rows(logits, targets)
+    logp = F.log_softmax(a[b != ignore_index], dim=-1)
+    return -((1 - label_smoothing) * logp[:, b[b != ignore_index]] + label_smoothing * logp.mean()).mean()
+
+
+def over_flat_rows(logits, targets, label_smoothing=0.0, ignore_index=-100):
+    a, b = rows(logits, targets)
+    logp = F.log_softmax(a, dim=0)
+    return by_nll(logp[None], b[None], label_smoothing, ignore_index)
+
+
+def above_the_index(logits, targets, label_smoothing=0.0, ignore_index=-100):
+    a, b = rows(logits, targets)
+    return F.cross_entropy(a[b > ignore_index], b[b > ignore_index], label_smoothing=label_smoothing)
+
+
+def perplexity_up_to_a_limit(loss):
+    return math.exp(min(float(loss), 20.0))
+
+
+def no_line(step, lr_peak, warmup_steps, total_steps, lr_min=0.0):
+    share = step / warmup_steps if step < warmup_steps else 1.0
+    return share**2 * lr_peak if share < 1 else l1_ref.cosine_lr(step, lr_peak, warmup_steps, total_steps, lr_min)
+
+
+def over_all_steps(step, lr_peak, warmup_steps, total_steps, lr_min=0.0):
+    if step < warmup_steps:
+        return step / total_steps * lr_peak
+    return l1_ref.cosine_lr(step, lr_peak, warmup_steps, total_steps, lr_min)
+
+
+def floor_by_default(step, lr_peak, warmup_steps, total_steps, lr_min=0.1):
+    return l1_ref.cosine_lr(step, lr_peak, warmup_steps, total_steps, lr_min)
+
+
+def right_but_for_one_step(step, lr_peak, warmup_steps, total_steps, lr_min=0.0):
+    return 0.0 if step == 2 < warmup_steps else l1_ref.cosine_lr(step, lr_peak, warmup_steps, total_steps, lr_min)
+
+
+def decays_at_once(model, weight_decay):
+    for p in model.parameters():
+        p.data *= 1 - weight_decay
+    return l1_ref.parameter_groups(model, weight_decay)
+
+
+def sets_a_rate(model, weight_decay):
+    return [group | {"lr": 0.1} for group in l1_ref.parameter_groups(model, weight_decay)]
+
+
+def adam_with(store=False, root=True, behind=False, first=False):
+    @torch.no_grad()
+    def step(p, grad, state, lr, betas, eps, weight_decay):
+        start = grad if first else torch.zeros_like(grad)
+        t = state["t"] = state.get("t", 0) + 1
+        m = torch.lerp(grad, state.get("m", start), betas[0])
+        v = torch.lerp(grad**2, state.get("v", start**2), betas[1])
+        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        state["m"], state["v"] = (m_hat, v_hat) if store else (m, v)
+        divisor = v_hat**0.5 if root else v**0.5 / (1 - betas[1] ** t)
+        p -= lr * weight_decay * p
+        p -= lr * m_hat / divisor + eps if behind else lr * m_hat / (divisor + eps)
+
+    return step
+
+
+def scales_weights(parameters, max_norm):
+    parameters = list(parameters)
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in parameters if p.grad is not None))
+    with torch.no_grad():
+        for p in parameters:
+            p *= min(1.0, max_norm / norm if norm else 1.0)
+    return norm
+
+
+def freezes(parameters, max_norm):
+    return l1_ref.clip_grad_norm([p.requires_grad_(False) for p in parameters], max_norm)
+
+
+def eval_meanwhile(model, x, y, optimizer, max_norm=1.0):
+    model.eval()
+    loss = right_step(model, x, y, optimizer, max_norm)
+    model.train()
+    return loss
+
+
+def uses_the_targets_up(model, x, y, optimizer, max_norm=1.0):
+    loss = right_step(model, x, y, optimizer, max_norm)
+    y.zero_()
+    return loss
+
+
+def gradients_off(model, batches):
+    torch.set_grad_enabled(False)
+    return mean_loss(model, batches)
+
+
+CROSS_ENTROPY_WRONG |= {looked_up_for_all: "judged by the targets of all", over_flat_rows: "along the tokens"}
+CROSS_ENTROPY_STUBS += [above_the_index]
+PERPLEXITY_WRONG |= {perplexity_up_to_a_limit: "cut off before exp"}
+COSINE_WRONG |= {
+    no_line: "no straight line",
+    over_all_steps: "divided by total_steps",
+    floor_by_default: "lr_min has another default",
+}
+COSINE_STUBS += [right_but_for_one_step]
+GROUPS_STUBS += [decays_at_once, sets_a_rate]
+ADAMW_WRONG |= {
+    adam_with(store=True): "stored in the state",
+    adam_with(root=False): "outside the root",
+    adam_with(behind=True): "eps is added to the quotient",
+    adam_with(first=True): "begin with the first gradient",
+}
+CLIP_WRONG |= {scales_weights: "the weights are scaled"}
+CLIP_STUBS += [freezes]
+TRAIN_STEP_WRONG |= {eval_meanwhile: "eval mode"}
+TRAIN_STEP_STUBS += [uses_the_targets_up]
+MEAN_LOSS_WRONG |= {gradients_off: "switched off"}
+
 WRONG = {
     "cross_entropy": CROSS_ENTROPY_WRONG,
     "perplexity": PERPLEXITY_WRONG,
