@@ -79,6 +79,11 @@ def what_remains(wrong: Callable) -> tuple[Mistake, ...]:
     Args:
         wrong: The filter with switches: `keep`, `low`, `fill` and `scores`.
     """
+    return (*_wrong_fillings(wrong), *_wrong_choices(wrong), *_wrong_kinds(wrong))
+
+
+def _wrong_fillings(wrong: Callable) -> tuple[Mistake, ...]:
+    """Return what removed scores may become instead of -inf."""
     return (
         Mistake(
             "removed scores become 0, not -inf",
@@ -107,6 +112,12 @@ def what_remains(wrong: Callable) -> tuple[Mistake, ...]:
                 partial(wrong, fill=lambda scores, kept, low: torch.where(kept, scores, scores * 0 - math.inf)),
             ),
         ),
+    )
+
+
+def _wrong_choices(wrong: Callable) -> tuple[Mistake, ...]:
+    """Return the wrong choices, and scores that are changed on the way."""
+    return (
         Mistake(
             "it is turned round: what should stay is removed",
             "the likely tokens stay, and the tail goes.",
@@ -132,6 +143,12 @@ def what_remains(wrong: Callable) -> tuple[Mistake, ...]:
             partial(wrong, fill=_as_log_chances),
             (partial(wrong, scores=lambda logits: logits.log_softmax(-1)),),
         ),
+    )
+
+
+def _wrong_kinds(wrong: Callable) -> tuple[Mistake, ...]:
+    """Return what may come back instead of scores."""
+    return (
         Mistake(
             "a mask comes back, not scores",
             "fill the scores with -inf where the mask says so, and return these.",

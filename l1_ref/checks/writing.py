@@ -7,9 +7,9 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from l1_ref.attention import KVCache
+from l1_ref.checks import loops
 from l1_ref.checks.caches import toy_model
 from l1_ref.checks.compare import Failure
 from l1_ref.checks.draws import (
@@ -25,7 +25,7 @@ from l1_ref.checks.draws import (
 )
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
 from l1_ref.checks.observe import OUTPUT, REPEATED, Observation, copies
-from l1_ref.generation import generate, sample
+from l1_ref.generation import generate
 from l1_ref.transformer import L1Model
 
 _MODE, _RECORDED, _AFTER = "the model's mode afterwards", "steps recorded for gradients", "gradients afterwards"
@@ -222,8 +222,8 @@ def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
     return {COLUMN: looks(output), TOGETHER: "each draws for itself"} | counted(drawn, 1) | defaults_of(candidate)
 
 
-def _observe_steps(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
-    """Record how draws follow the generator, and whether rows and steps meet chances of their own."""
+def _calls(candidate: Callable, inputs: Inputs, seed: int) -> tuple[Any, ...]:
+    """Return texts: two of one generator, of another seed, of the first seed; two of torch's own, and one again."""
 
     def write(generator: torch.Generator | None) -> Any:
         return _by_name(candidate)(*(copies(inputs) | {"generator": generator}).values())
@@ -231,15 +231,20 @@ def _observe_steps(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
     def seeded(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
+    torch.default_generator.manual_seed(seed)
+    generator = seeded(seed)
+    first, second, unlike_it = write(generator), write(generator), write(seeded(seed + 1))
+    torch.default_generator.manual_seed(seed + 1)
+    again, own, own_second = write(seeded(seed)), write(None), write(None)
+    torch.default_generator.manual_seed(seed + 1)
+    write(seeded(seed))
+    return first, second, unlike_it, again, own, own_second, write(None)
+
+
+def _observe_steps(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+    """Record how draws follow the generator, and whether rows and steps meet chances of their own."""
     try:
-        torch.default_generator.manual_seed(seed)
-        generator = seeded(seed)
-        first, second, unlike_it = write(generator), write(generator), write(seeded(seed + 1))
-        torch.default_generator.manual_seed(seed + 1)
-        again, own, own_second = write(seeded(seed)), write(None), write(None)
-        torch.default_generator.manual_seed(seed + 1)
-        write(seeded(seed))
-        own_again = write(None)
+        first, second, unlike_it, again, own, own_second, own_again = _calls(candidate, inputs, seed)
     except Exception as error:
         return {OUTPUT: Failure(error)}
     ids, T = inputs["ids"], inputs["ids"].shape[1]
@@ -263,186 +268,6 @@ def _observe_steps(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
 
 def _compared(a: Any, b: Any) -> str:
     return "the same draw" if same_ids(a, b) else "another draw"
-
-
-# Wrong versions: the loop, with switches.
-
-
-def _window(ids: Tensor, limit: int) -> Tensor:
-    return ids[:, -limit:]
-
-
-def _scores(model: nn.Module, window: Tensor) -> Tensor:
-    return model(window)[:, -1]
-
-
-def _filled(new: Tensor, stopped: Tensor, stop: int) -> Tensor:
-    return new.masked_fill(stopped, stop)
-
-
-def _ever(stopped: Tensor, new: Tensor, ids: Tensor, stop: int) -> Tensor:
-    return stopped | (new == stop)
-
-
-def _off(model: nn.Module) -> None:
-    model.eval()
-
-
-def _restored(model: nn.Module, was_training: bool) -> None:
-    model.train(was_training)
-
-
-def _write(
-    model: L1Model,
-    ids: Tensor,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_token: int | None = None,
-    generator: torch.Generator | None = None,
-    *,
-    steps: Callable[[int, Tensor], int] = lambda n, ids: n,
-    window: Callable[[Tensor, int], Tensor] = _window,
-    scores: Callable[[nn.Module, Tensor], Tensor] = _scores,
-    draw: Callable[..., Tensor] = sample,
-    begin: Callable[[nn.Module], None] = _off,
-    end: Callable[[nn.Module, bool], None] = _restored,
-    recording: bool = False,
-    fill: Callable[[Tensor, Tensor, int], Tensor] = _filled,
-    stopped_by: Callable = _ever,
-    enough: Callable[[Tensor], Tensor] = torch.all,
-    none: Callable[[int | None], bool] = lambda stop: stop is None,
-    join: Callable[[Tensor, Tensor, int], Tensor] = lambda ids, new, limit: torch.cat((ids, new), 1),
-    drop_last: bool = False,
-    finish: Callable[[Tensor, int], Any] = lambda ids, T: ids,
-) -> Any:
-    """Write with switches: each mistake sets one, or a few."""
-    was_training, limit, T = model.training, model.config.max_seq_length, ids.shape[1]
-    begin(model)
-    stopped = torch.zeros(len(ids), 1, dtype=torch.bool)
-    for _ in range(steps(max_new_tokens, ids)):
-        with torch.set_grad_enabled(recording):
-            logits = scores(model, window(ids, limit))
-        new = draw(logits, temperature, top_k, top_p, generator)
-        if not none(stop_token):
-            new = fill(new, stopped, stop_token)
-            stopped = stopped_by(stopped, new, ids, stop_token)
-            if drop_last and enough(stopped):
-                break
-        ids = join(ids, new, limit)
-        if not none(stop_token) and enough(stopped):
-            break
-    end(model, was_training)
-    return finish(ids, T)
-
-
-def _alone(**switches: Any) -> Callable:
-    """Return a version that is not tried together with others: all pairs would take too long."""
-    return lambda *given, **settings: _write(*given, **settings, **switches)
-
-
-def _setting(**other: Any) -> Callable:
-    """Return a version that draws with one of the settings replaced."""
-
-    def draw(logits: Tensor, *settings: Any) -> Tensor:
-        named = dict(zip(("temperature", "top_k", "top_p", "generator"), settings, strict=True))
-        return sample(logits, **(named | other))
-
-    return draw
-
-
-def _likeliest(logits: Tensor, *settings: Any) -> Tensor:
-    return logits.argmax(-1, keepdim=True)
-
-
-def _one_for_all(logits: Tensor, temperature: float, k: int | None, p: float | None, generator: Any) -> Tensor:
-    return sample(logits[:1], temperature, k, p, generator).expand(len(logits), 1)
-
-
-def _seeded_each_time(logits: Tensor, temperature: float, k: int | None, p: float | None, generator: Any) -> Tensor:
-    fresh = torch.Generator().manual_seed(0 if generator is None else generator.initial_seed())
-    return sample(logits, temperature, k, p, fresh)
-
-
-def _seeded_inside(model: nn.Module) -> None:
-    torch.manual_seed(0)
-    model.eval()
-
-
-def _twice_soft(logits: Tensor, *settings: Any) -> Tensor:
-    return sample(logits.softmax(-1), *settings)
-
-
-def _train(model: nn.Module, was_training: bool) -> None:
-    model.train()
-
-
-def _stay(model: nn.Module, was_training: bool) -> None:
-    return None
-
-
-def _gradients_off(model: nn.Module, was_training: bool) -> None:
-    model.train(was_training)
-    torch.set_grad_enabled(False)
-
-
-def _fed_all_each_time(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Any:
-    """Hand the cache the whole window at each step."""
-    cache = KVCache(model.config, len(ids))
-    return _write(
-        model, ids, n, **settings, scores=lambda model, window: model.head(model.hidden(window, cache)[:, -1])
-    )
-
-
-def _first_row_only(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Tensor:
-    return _write(model, ids[:1], n, **settings)
-
-
-def _prompt_only(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Tensor:
-    """Feed the prompt at every step."""
-    return _write(model, ids, n, **settings, window=lambda _, limit: ids[:, -limit:])
-
-
-def _newest_behind_prompt(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Any:
-    """Feed the prompt at first, and then only the newest token."""
-    T = ids.shape[1]
-    return _write(
-        model,
-        ids,
-        n,
-        **settings,
-        window=lambda ids, limit: ids[:, -limit:] if ids.shape[1] == T else ids[:, -1:],
-    )
-
-
-def _cropped_prompt(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Tensor:
-    """Forget the beginning of a long prompt."""
-    return _write(model, _window(ids, model.config.max_seq_length), n, **settings)
-
-
-def _not_filled(new: Tensor, stopped: Tensor, stop: int) -> Tensor:
-    return new
-
-
-def _at_once(stopped: Tensor, new: Tensor, ids: Tensor, stop: int) -> Tensor:
-    return new == stop
-
-
-def _anywhere(stopped: Tensor, new: Tensor, ids: Tensor, stop: int) -> Tensor:
-    return stopped | (torch.cat((ids, new), 1) == stop).any(1, keepdim=True)
-
-
-def _never(stopped: Tensor) -> bool:
-    return False
-
-
-def _cropped(ids: Tensor, new: Tensor, limit: int) -> Tensor:
-    return torch.cat((ids, new), 1)[:, -limit:]
-
-
-def _cropped_before(ids: Tensor, new: Tensor, limit: int) -> Tensor:
-    return torch.cat((ids[:, -limit:], new), 1)
 
 
 _LAST = "the model sees as much of the text as it has positions for: its last max_seq_length tokens."
@@ -488,243 +313,243 @@ GENERATE = Exercise(
         _rare(
             "the scores behind the first token are used, not those behind the last",
             "the next token follows the last one: [:, -1].",
-            _alone(scores=lambda model, window: model(window)[:, 0]),
+            loops.alone(scores=lambda model, window: model(window)[:, 0]),
         ),
         _rare(
             "only the newest token is fed, without a cache",
             "without keys and values of the others the model knows nothing of what stands before.",
-            _alone(window=lambda ids, limit: ids[:, -1:]),
-            (_newest_behind_prompt,),
+            loops.alone(window=lambda ids, limit: ids[:, -1:]),
+            (loops.newest_behind_prompt,),
         ),
         _rare(
             "only the prompt is fed, at every step",
             "each new token becomes part of the text: ids = torch.cat(…).",
-            _prompt_only,
+            loops.prompt_only,
         ),
         _rare(
             "the cache is fed the whole text at each step",
             "it holds the first ones already: feed only what it has not seen.",
-            _fed_all_each_time,
+            loops.fed_all_each_time,
         ),
         Mistake(
             "there is no crop: a text longer than the context stops with an error",
             _LAST,
-            partial(_write, window=lambda ids, limit: ids),
+            partial(loops.write, window=lambda ids, limit: ids),
         ),
         Mistake(
             "the text is cropped on the wrong side: the model sees its beginning",
             _LAST,
-            _alone(window=lambda ids, limit: ids[:, :limit]),
+            loops.alone(window=lambda ids, limit: ids[:, :limit]),
         ),
         _rare(
             "the crop takes one token too many away",
             _LAST,
-            _alone(window=lambda ids, limit: ids[:, -(limit - 1) :]),
-            (_alone(window=lambda ids, limit: ids[:, -(limit - 1) :] if ids.shape[1] >= limit else ids),),
+            loops.alone(window=lambda ids, limit: ids[:, -(limit - 1) :]),
+            (loops.alone(window=lambda ids, limit: ids[:, -(limit - 1) :] if ids.shape[1] >= limit else ids),),
         ),
         Mistake(
             "what is returned has been cropped too",
             "only what the model sees is cropped; the text itself stays complete.",
-            _alone(join=_cropped),
+            loops.alone(join=loops.cropped),
             (
-                _alone(join=_cropped_before),
-                _cropped_prompt,
-                partial(_cropped_prompt, join=_cropped_before),
+                loops.alone(join=loops.cropped_before),
+                loops.cropped_prompt,
+                partial(loops.cropped_prompt, join=loops.cropped_before),
             ),
         ),
         Mistake(
             "the prompt is left out of what comes back",
             "prompt and continuation, (B, S).",
-            partial(_write, finish=lambda ids, T: ids[:, T:]),
+            partial(loops.write, finish=lambda ids, T: ids[:, T:]),
         ),
         _rare(
             "only the last step's ids come back",
             "prompt and continuation, (B, S).",
-            _alone(finish=lambda ids, T: ids[:, -1:]),
+            loops.alone(finish=lambda ids, T: ids[:, -1:]),
         ),
         Mistake(
             "one token too many is written",
             "range(n) gives n turns; draw nothing before or behind the loop.",
-            partial(_write, steps=lambda n, ids: n + 1),
-            (_alone(steps=lambda n, ids: max(1, n)),),
+            partial(loops.write, steps=lambda n, ids: n + 1),
+            (loops.alone(steps=lambda n, ids: max(1, n)),),
         ),
         _rare(
             "one token too few is written",
             "range(n) gives n turns.",
-            partial(_write, steps=lambda n, ids: n - 1),
+            partial(loops.write, steps=lambda n, ids: n - 1),
         ),
         _rare(
             "max_new_tokens is taken for the length of prompt and continuation together",
             "it counts the new ones.",
-            _alone(steps=lambda n, ids: n - ids.shape[1]),
+            loops.alone(steps=lambda n, ids: n - ids.shape[1]),
         ),
         Mistake(
             "dropout is active: the model is not put into eval mode",
             "dropout is for training; here it spoils the scores, differently at each step.",
-            _alone(begin=lambda model: None),
-            (_alone(begin=lambda model: model.train()),),
+            loops.alone(begin=lambda model: None),
+            (loops.alone(begin=lambda model: model.train()),),
         ),
         Mistake(
             "the model is left in eval mode",
             _UNDISTURBED,
-            _alone(end=_stay),
+            loops.alone(end=loops.stay),
         ),
         _rare(
             "the model is always left in training mode",
             _UNDISTURBED,
-            _alone(end=_train),
+            loops.alone(end=loops.train),
         ),
         Mistake(
             "steps are recorded for gradients",
             "nobody trains here, and the records cost memory: torch.no_grad() leaves them out.",
-            _alone(recording=True),
+            loops.alone(recording=True),
         ),
         _rare(
             "gradients stay turned off afterwards",
             "with torch.no_grad(): turns them off for its block alone; set_grad_enabled(False) lasts.",
-            _alone(end=_gradients_off),
+            loops.alone(end=loops.gradients_off),
         ),
         Mistake(
             "a row that has stopped is not filled with the stop token",
             _ENDS,
-            partial(_write, fill=_not_filled),
+            partial(loops.write, fill=loops.not_filled),
         ),
         _rare(
             "the end waits for the stop token in all rows at the same step",
             "rows stop at different times: remember which have drawn it.",
-            _alone(fill=_not_filled, stopped_by=_at_once),
+            loops.alone(fill=loops.not_filled, stopped_by=loops.at_once),
         ),
         _rare(
             "a row that has stopped is filled with another token",
             _ENDS,
-            _alone(fill=lambda new, stopped, stop: new.masked_fill(stopped, 0), stopped_by=_ever),
-            (_alone(fill=lambda new, stopped, stop: new.masked_fill(stopped, -1)),),
+            loops.alone(fill=lambda new, stopped, stop: new.masked_fill(stopped, 0), stopped_by=loops.ever),
+            (loops.alone(fill=lambda new, stopped, stop: new.masked_fill(stopped, -1)),),
         ),
         Mistake(
             "all ends as soon as one row has stopped",
             _ENDS,
-            partial(_write, enough=torch.any),
-            (_alone(enough=torch.any, fill=_not_filled),),
+            partial(loops.write, enough=torch.any),
+            (loops.alone(enough=torch.any, fill=loops.not_filled),),
         ),
         _rare(
             "only the first row decides about the end",
             _ENDS,
-            _alone(enough=lambda stopped: stopped[0]),
-            (_alone(enough=lambda stopped: stopped[0], fill=_not_filled),),
+            loops.alone(enough=lambda stopped: stopped[0]),
+            (loops.alone(enough=lambda stopped: stopped[0], fill=loops.not_filled),),
         ),
         _rare(
             "the last row decides about the end",
             _ENDS,
-            _alone(enough=lambda stopped: stopped[-1]),
+            loops.alone(enough=lambda stopped: stopped[-1]),
         ),
         Mistake(
             "nothing ends early, though all rows have stopped",
             "the work behind the last stop token is for nothing.",
-            _alone(enough=_never),
+            loops.alone(enough=loops.never),
         ),
         Mistake(
             "the stop token is ignored",
             "None alone never stops.",
-            _alone(none=lambda stop: True),
+            loops.alone(none=lambda stop: True),
         ),
         Mistake(
             "stop_token 0 is taken for None",
             "0 is a token like others, and `if stop_token` is false for it: ask `is not None`.",
-            partial(_write, none=lambda stop: not stop),
+            partial(loops.write, none=lambda stop: not stop),
         ),
         _rare(
             "a stop token in the prompt counts",
             "what the prompt holds was not drawn; only new tokens can stop a row.",
-            _alone(stopped_by=_anywhere),
-            (_alone(stopped_by=_anywhere, fill=lambda new, stopped, stop: new),),
+            loops.alone(stopped_by=loops.anywhere),
+            (loops.alone(stopped_by=loops.anywhere, fill=lambda new, stopped, stop: new),),
         ),
         _rare(
             "the last stop token is left out",
             "the token that was drawn belongs to the text: append it, then end.",
-            _alone(drop_last=True),
+            loops.alone(drop_last=True),
         ),
         Mistake(
             "the temperature is ignored",
             _PASS,
-            partial(_write, draw=_setting(temperature=1.0)),
+            partial(loops.write, draw=loops.setting(temperature=1.0)),
         ),
         Mistake(
             "top_k is ignored",
             _PASS,
-            _alone(draw=_setting(top_k=None)),
+            loops.alone(draw=loops.setting(top_k=None)),
         ),
         Mistake(
             "top_p is ignored",
             _PASS,
-            _alone(draw=_setting(top_p=None)),
+            loops.alone(draw=loops.setting(top_p=None)),
         ),
         _rare(
             "top_k and top_p are both ignored",
             _PASS,
-            _alone(draw=_setting(top_k=None, top_p=None)),
+            loops.alone(draw=loops.setting(top_k=None, top_p=None)),
         ),
         _rare(
             "all settings are ignored",
             _PASS,
-            _alone(draw=_setting(temperature=1.0, top_k=None, top_p=None)),
-            (_alone(draw=_setting(temperature=1.0, top_k=None, top_p=None, generator=None)),),
+            loops.alone(draw=loops.setting(temperature=1.0, top_k=None, top_p=None)),
+            (loops.alone(draw=loops.setting(temperature=1.0, top_k=None, top_p=None, generator=None)),),
         ),
         Mistake(
             "the generator is not used",
             "whoever hands in a generator of the same seed must get the same text again.",
-            partial(_write, draw=_setting(generator=None)),
+            partial(loops.write, draw=loops.setting(generator=None)),
         ),
         _rare(
             "nothing is drawn: it is greedy at every temperature",
             "l1_ref.sample draws; it is greedy at temperature 0.",
-            _alone(draw=_likeliest),
+            loops.alone(draw=loops.likeliest),
         ),
         _rare(
             "there is one draw for the whole batch",
             "each row is a text of its own, and draws for itself.",
-            _alone(draw=_one_for_all),
+            loops.alone(draw=loops.one_for_all),
         ),
         _rare(
             "each step draws with the same seed",
             "the same chance number at each step makes texts that no model would write; set no seed.",
-            _alone(draw=_seeded_each_time),
-            (_alone(draw=_setting(generator=None), begin=_seeded_inside),),
+            loops.alone(draw=loops.seeded_each_time),
+            (loops.alone(draw=loops.setting(generator=None), begin=loops.seeded_inside),),
         ),
         _rare(
             "torch's own seed is set inside",
             "without a generator two calls must differ, unless the caller sets a seed.",
-            _alone(begin=_seeded_inside),
+            loops.alone(begin=loops.seeded_inside),
         ),
         _rare(
             "softmax is applied before the draw",
             "sample wants scores: probabilities taken for scores come out nearly even.",
-            _alone(draw=_twice_soft),
+            loops.alone(draw=loops.twice_soft),
         ),
         _rare(
             "a setting that is not given has another default",
             "without settings it draws by the model's own chances: temperature 1, and all tokens.",
-            with_defaults(_write, temperature=0.3),
-            other_defaults(_write),
+            with_defaults(loops.write, temperature=0.3),
+            other_defaults(loops.write),
         ),
         _rare(
             "only the first row is continued",
             "ids is a batch: all rows go on together.",
-            _first_row_only,
+            loops.first_row_only,
         ),
         _rare(
             "a list comes back, not a tensor",
             "the caller decodes rows of one tensor, (B, S).",
-            _alone(finish=lambda ids, T: ids.tolist()),
+            loops.alone(finish=lambda ids, T: ids.tolist()),
         ),
         _rare(
             "the axes are swapped, (S, B)",
             "rows are texts: (B, S).",
-            _alone(finish=lambda ids, T: ids.T),
+            loops.alone(finish=lambda ids, T: ids.T),
         ),
         _rare(
             "the axis of the batch is lost where there is one row",
             "one prompt is a batch of one: (1, S).",
-            _alone(finish=lambda ids, T: ids.squeeze(0)),
+            loops.alone(finish=lambda ids, T: ids.squeeze(0)),
         ),
     ),
     properties=(

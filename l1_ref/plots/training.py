@@ -121,7 +121,8 @@ def gradient_norms(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], 
         upper.axhline(max_norm, color=VERMILION, linestyle="--", linewidth=1.4, label=f"max_norm {max_norm:g}")
         longest = max(max(lengths) for _, lengths in runs.values())
         ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if tick < 1.5 * longest]
-        upper.set(yscale="log", ylabel="length of the gradient", title="before clipping")
+        title = "the gradient before clipping, and the loss of the same batch"
+        upper.set(yscale="log", ylabel="length of the gradient", title=title)
         upper.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         upper.minorticks_off()
         lower.set(xlabel="optimiser steps", ylabel="loss (nats per token)")
