@@ -316,7 +316,7 @@ ACCUMULATE_GRADIENTS = Exercise(
         ),
         Mistake(
             "only the first micro-batch is used",
-            "is there a return inside the loop?",
+            "is there a return inside the loop? All of them belong to the batch.",
             alone(partial(_accumulate, parts=lambda parts: list(parts)[:1])),
         ),
         Mistake(

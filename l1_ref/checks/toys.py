@@ -166,7 +166,7 @@ def overflow(name: str, value: float, n_calls: int = 1, call: int = 1, **more: A
     """Return what makes a probe one with an overflow: one entry of the gradient of a parameter gets a value.
 
     Args:
-        name: The parameter; of all of them, where it is empty.
+        name: The parameter; every entry of all of them, where it is empty.
         value: Such as inf.
         n_calls: How often the code is called.
         call: In which of them.
@@ -204,7 +204,7 @@ def observe_training(
         last = call == n_calls
         model.notes = Notes()
         spoiled = [p for name, p in model.named_parameters() if flaw and call == flaw[2] and flaw[0] in (name, "")]
-        hooks = [p.register_hook(_spoiling(flaw[1])) for p in spoiled]
+        hooks = [p.register_hook(_spoiling(flaw[1], everywhere=not flaw[0])) for p in spoiled]
         try:
             with _autocast_kept():
                 new = dict(_call(candidate, given, more))
@@ -253,10 +253,10 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _spoiling(value: float) -> Callable[[Tensor], Tensor]:
+def _spoiling(value: float, everywhere: bool) -> Callable[[Tensor], Tensor]:
     def spoil(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
-        gradient.view(-1)[-1] = value
+        gradient.view(-1)[0 if everywhere else -1 :] = value
         return gradient
 
     return spoil

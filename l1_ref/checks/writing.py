@@ -167,6 +167,7 @@ def _loaded(chances: Sequence[float], *settings: Any, B: int = 1, n: int = 1) ->
 # What is seen.
 
 
+@torch.enable_grad()
 def _observe_writing(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
     """Let code write without chance; record the ids, and what becomes of the model and of the gradients."""
     model, ids, *settings = inputs.values()
@@ -181,9 +182,7 @@ def _observe_writing(candidate: Callable, inputs: Inputs, gradient: bool, seed: 
             outputs.append(_by_name(candidate)(model, mine, *settings))
     except Exception as error:
         return {OUTPUT: Failure(error)}
-    finally:
-        gradients_on = torch.is_grad_enabled()
-        torch.set_grad_enabled(True)
+    gradients_on = torch.is_grad_enabled()  # as the code left it; behind this function they are on again
     if not all(_alike(outputs[0], other) for other in outputs):
         return {REPEATED: "differ"}
     output = outputs[0]
@@ -200,6 +199,7 @@ def _alike(a: Any, b: Any) -> bool:
     return same_ids(a, b) if isinstance(a, Tensor) else type(a) is type(b)
 
 
+@torch.enable_grad()
 def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_rows: int = 400) -> Observation:
     """Let code write one token behind many copies of a prompt, and count what was drawn."""
     model, ids, n, *settings = inputs.values()
@@ -241,6 +241,7 @@ def _calls(candidate: Callable, inputs: Inputs, seed: int) -> tuple[Any, ...]:
     return first, second, unlike_it, again, own, own_second, write(None)
 
 
+@torch.enable_grad()
 def _observe_steps(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
     """Record how draws follow the generator, and whether rows and steps meet chances of their own."""
     try:
@@ -513,12 +514,12 @@ GENERATE = Exercise(
             "each step draws with the same seed",
             "the same chance number at each step makes texts that no model would write; set no seed.",
             loops.alone(draw=loops.seeded_each_time),
-            (loops.alone(draw=loops.setting(generator=None), begin=loops.seeded_inside),),
         ),
         _rare(
             "torch's own seed is set inside",
             "without a generator two calls must differ, unless the caller sets a seed.",
             loops.alone(begin=loops.seeded_inside),
+            (loops.alone(begin=loops.seeded_inside, draw=loops.setting(generator=None)),),
         ),
         _rare(
             "softmax is applied before the draw",

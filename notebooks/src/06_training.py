@@ -57,8 +57,9 @@ plots.explore(draw_costs, tale=[0, 1, 2, 3, 4, 5, 6, 7])
 
 # %% [markdown]
 # Many tokens are nearly free: grammar, or something said before, forces them. The dear ones are choices. Where the tale
-# picks one of ten adjectives, the best reader in the world pays $\ln 10 = 2.3$ nats. So the mean cannot reach 0. The
-# lowest it can get on average is the *entropy floor* of notebook 00.
+# picks one of ten adjectives, the best reader in the world pays $\ln 10 = 2.3$ nats. In the first tale `an` is dear,
+# since few words that may come begin with a vowel. But once it is paid, `orange` is free. So the mean cannot reach 0.
+# The lowest it can get on average is the *entropy floor* of notebook 00.
 #
 # The mean of all these costs is the *cross-entropy*, the loss that language models are trained on (Bengio et al. 2003,
 # section 2):
@@ -146,7 +147,8 @@ for name, loss in losses.items():
     print(f"{name:<14} loss {loss:.2f}, perplexity {perplexity(loss):,.2f}")
 
 # %% [markdown]
-# A fresh model hesitates among all 1,000 tokens. The trained one, on average, among fewer than two.
+# A fresh model hesitates among all 1,000 tokens. It is even a little worse than an equal guess, since its scores are
+# chance. The trained one hesitates, on average, among fewer than two.
 #
 # ## Downhill
 #
@@ -273,9 +275,10 @@ for group in parameter_groups(model, 0.1):
 #
 # One rate for all parameters does not fit. Some have gradients a hundred times those of others, and each batch pulls
 # in another direction. *Adam* (Kingma and Ba 2015, algorithm 1) keeps two running means for every single number: $m$,
-# of its gradient $g$, and $v$, of the square $g^2$. It moves by $m / \sqrt{v}$. The first mean smooths out the batches.
-# The root of the second is the usual size of the gradient, and dividing by it removes that size. *AdamW* (Loshchilov
-# and Hutter 2019, algorithm 2) adds weight decay, apart from the gradient. At step $n = 1, 2, 3, \dots$:
+# of its gradient $g$, and $v$, of the square $g^2$. Each step is the rate times $m / \sqrt{v}$, downhill. The first
+# mean smooths out the batches. The root of the second is the usual size of the gradient, and dividing by it removes
+# that size. *AdamW* (Loshchilov and Hutter 2019, algorithm 2) adds weight decay, apart from the gradient. At step
+# $n = 1, 2, 3, \dots$:
 #
 # $$\begin{aligned}
 # p &\leftarrow p - \text{lr} \cdot \text{weight\_decay} \cdot p \\
@@ -554,8 +557,11 @@ for name, found in {"here": short, "the full run": metrics}.items():
     print(f"{name:<13} {size}: loss {loss:.3f}, {loss / floor:.2f} times the floor")
 
 # %% [markdown]
-# The second line is the run that made `data/tiny`, with the same code. What can a model do after so few steps? Let it
-# tell a tale.
+# The training line lies above the other, since each of its points is the mean of the 50 steps before it: losses of
+# earlier, worse models.
+#
+# The second line printed is the run that made `data/tiny`, with the same code. What can a model do after so few steps?
+# Let it tell a tale.
 
 # %% tags=["nbval-ignore-output"]
 beginning = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode("Near the little well lived")]])
@@ -607,7 +613,7 @@ plots.show(figure, alt=f"Line chart. Mean loss of the last ten steps, three seed
 # it is a matter of luck: one seed loses almost nothing, another a lot.
 #
 # Nothing explodes, and that is what makes it treacherous: you see a slow run, and no error. Without warm-up the loss
-# even falls *faster* at first. It is a false start: a few steps later the careful runs have overtaken. Remember the
+# even falls *faster* at first. It is a false start: half-way through, the careful runs have overtaken. Remember the
 # first prediction: each early step moves every number by the full rate, on the word of a batch or two.
 #
 # What happens to an unlucky seed? Here is the run without clipping that met the longest gradient of all, beside the
@@ -626,9 +632,10 @@ told += ", ".join(f"{name} {ends[name][unlucky]:.2f}" for name in pair)
 plots.show(plots.gradient_norms(pair, 1.0), alt=f"Two charts of seed {unlucky}: {told}.")
 
 # %% [markdown]
-# With clipping the gradient is longer than `max_norm` nearly all the time, so nearly *every* one is shortened. For
-# AdamW that is harmless: it divides by the usual size, so a factor common to all gradients falls out. What clipping
-# changes are the spikes.
+# The two runs part where the long gradients come, and the one without clipping stays behind to the end. With clipping
+# the gradient is longer than `max_norm` nearly all the time, so nearly *every* one is shortened. For AdamW that is
+# harmless: it divides by the usual size, so a factor that stays nearly the same falls out. What clipping changes are
+# the spikes.
 #
 # What these runs do not show: that it must be so at every rate and size. At a third of the rate the four kinds end
 # close together, and all of them far above the fast runs with both. What the two buy, here, is the fast rate. Large

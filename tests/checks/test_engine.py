@@ -175,7 +175,7 @@ def test_an_exercise_explains_itself(exercise):
     assert len(exercise.mistakes) >= 5 and len(exercise.hints) == 3
     assert len({mistake.name for mistake in exercise.mistakes}) == len(exercise.mistakes)
     assert all(mistake.why.endswith(".") for mistake in exercise.mistakes)
-    assert exercise.tolerance == 1e-5
+    assert exercise.tolerance == (1e-3 if exercise.name == "amp_train_step" else 1e-5)  # the last bit of a half
 
 
 def test_the_catalogues_are_as_large_as_the_readme_says():

@@ -48,6 +48,14 @@ def test_many_tokens_are_nearly_free_and_the_mean_is_not_0(space, tale):
     assert sum(nats) / 36 == pytest.approx(loss, abs=1e-4)
 
 
+def test_an_is_dear_and_makes_orange_free(space):
+    (axes,) = space["draw_costs"](0)[0].axes
+    tokens = [label.get_text() for label in axes.get_xticklabels()]
+    at = tokens.index("␣an")
+    assert tokens[at + 1] == "␣orange"
+    assert axes.patches[at].get_height() > 2 and axes.patches[at + 1].get_height() < 0.1
+
+
 def test_in_two_steps_a_small_probability_becomes_0():
     scores = torch.tensor([200.0, 0.0])
     assert scores.softmax(-1).log()[1] == -math.inf and scores.log_softmax(-1)[1] == -200
@@ -71,7 +79,7 @@ def test_without_smoothing_being_surer_always_pays_and_with_it_not(ran, space):
 def test_perplexity_counts_tokens(space):
     losses = [space["metrics"]["curve"][0]["validation_loss"], space["metrics"]["validation_loss"]]
     fresh, trained = (space["perplexity"](loss) for loss in losses)
-    assert fresh == pytest.approx(1000, rel=0.1) and trained < 2
+    assert 1000 < fresh < 1100 and trained < 2
     assert space["perplexity"](math.log(10)) == pytest.approx(10)
 
 
@@ -217,6 +225,7 @@ def test_the_short_run_falls_and_the_full_one_is_close_to_the_floor(ran, space):
     assert found == sorted(found, reverse=True) and 2 * floor < found[-1] < 1.8 and short["steps"] == 200
     assert f"falls from {found[0]:.1f} to {found[-1]:.2f}; the floor is {floor:.2f}" in ran.alt("Line chart: in 200")
     assert full["steps"] == 4000 and floor < full["validation_loss"] < 1.1 * floor
+    assert all(point["training_loss"] > point["validation_loss"] for point in short["curve"][1:])
     assert f"4,000 steps, 8,192,000 tokens: loss {full['validation_loss']:.3f}" in ran.printed
 
 
@@ -251,8 +260,7 @@ def test_nothing_explodes_and_without_warm_up_the_start_is_false(space):
         return sum(losses[step] for losses, _ in runs[name]) / 3
 
     for hasty, careful in (("no warm-up", "both"), ("neither", "no clipping")):
-        assert mean(hasty, 7) < mean(careful, 7) - 0.3
-    assert mean("no warm-up", 34) > mean("both", 34)
+        assert mean(hasty, 7) < mean(careful, 7) - 0.3 and mean(hasty, 34) > mean(careful, 34)
 
 
 def test_most_gradients_of_the_whole_recipe_are_clipped(space):
@@ -264,6 +272,10 @@ def test_the_unlucky_run_met_a_spike_and_stays_behind(space, ran):
     losses, lengths = space["pair"]["no clipping"]
     step = lengths.index(max(lengths)) + 1
     assert max(lengths) > 5 * sorted(lengths)[30] and space["runs"]["no clipping"][space["unlucky"]][0] is losses
+    clipped, _ = space["pair"]["both"]
+    gaps = [loss - other for loss, other in zip(losses, clipped, strict=True)]
+    first = next(i for i, length in enumerate(lengths) if length > 5 * sorted(lengths)[30])
+    assert max(map(abs, gaps[:first])) < 0.2 < min(gaps[step:])
     ends = space["ends"]
     assert ends["no clipping"][space["unlucky"]] > ends["both"][space["unlucky"]] + 0.3
     told = ran.alt("Two charts of seed")
