@@ -74,7 +74,7 @@ def _observe_cache(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
                 seen = {}
                 seed += 1
                 if not _used(cache, config, batch_size, chunks, seed, seen):
-                    return {_MOVED: _NOT_STILL}
+                    return {_NEW_LENGTH: 0, _MOVED: _NOT_STILL}
         except Exception as error:
             # What was seen before it counts too: the same step must fail.
             return seen | {OUTPUT: Failure(error)}
@@ -119,7 +119,8 @@ def _record(returned: Any, where: str, seen: Observation) -> None:
     # A stacked tensor of two is a pair as well: k, v = … takes it apart.
     parts = tuple(returned) if isinstance(returned, tuple | list | Tensor) and len(returned) == 2 else ()
     if not all(isinstance(part, Tensor) for part in parts) or not parts:
-        seen[f"{_PAIR}, {where}"] = kind(returned)
+        lists = parts and all(isinstance(part, list | tuple) for part in parts)
+        seen[f"{_PAIR}, {where}"] = "two lists" if lists else kind(returned)
         return
     seen[f"{_PAIR}, {where}"] = "keys and values"
     for name, part in zip(("keys", "values"), parts, strict=True):
@@ -162,9 +163,9 @@ def _observe_in_a_model(candidate: Callable, inputs: Inputs, gradient: bool, see
                 return {_NEW_LENGTH: int(watched.length)}
             scores = [model.head(model.hidden(chunk, watched)) for chunk in ids.split(list(chunks), dim=1)]
     except Exception as error:
-        return {_MOVED: _NOT_STILL} if watched and watched.moved else {OUTPUT: Failure(error)}
+        return {_NEW_LENGTH: 0, _MOVED: _NOT_STILL} if watched and watched.moved else {OUTPUT: Failure(error)}
     if watched.moved:
-        return {_MOVED: _NOT_STILL}
+        return {_NEW_LENGTH: 0, _MOVED: _NOT_STILL}
     right = {_NEW_LENGTH: 0, _MOVED: _STILL, "its length afterwards": int(watched.length)}
     return right | {"the scores of a model that uses the cache": torch.cat(scores, 1)}
 
@@ -259,6 +260,33 @@ class _FirstStep(_Joined):
         joined = super().append(layer, k, v)
         self.pairs[layer] = joined if old is None else old
         return joined
+
+
+class _OneToken(_Joined):
+    """Keep one token of each step."""
+
+    def __init__(self, config: L1Config, batch_size: int, *, which: int = 0):
+        super().__init__(config, batch_size, join=_behind)
+        self.which = which
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Any:
+        """Join one of the new tokens."""
+        return super().append(layer, k[:, :, [self.which]], v[:, :, [self.which]])
+
+
+class _Listing:
+    """Keep the steps in lists, and return these."""
+
+    def __init__(self, config: L1Config, batch_size: int):
+        self.steps: dict[int, tuple[list, list]] = {}
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Any:
+        """Return two lists."""
+        keys, values = self.steps.setdefault(layer, ([], []))
+        keys.append(k)
+        values.append(v)
+        return keys, values
 
 
 def _behind(old: Tensor, new: Tensor) -> Tensor:
@@ -376,8 +404,8 @@ KV_CACHE = Exercise(
             partial(_Cache, store=lambda k, v: (v, k)),
         ),
         Mistake(
-            "the keys are stored as values too",
-            "the two are different projections of a token.",
+            "keys and values come back the same",
+            "the two are different projections of a token: each needs a store of its own.",
             partial(_Cache, store=lambda k, v: (k, k)),
             (
                 partial(_Cache, store=lambda k, v: (v, v)),
@@ -469,6 +497,17 @@ KV_CACHE = Exercise(
             "all caches share one store: it belongs to the class",
             "what stands in the body of a class is one for all its objects; make it in __init__, as self.… .",
             _ForAll,
+        ),
+        Mistake(
+            "only one token of a step is stored",
+            "a step can bring several tokens, such as a whole prompt: T is k.shape[2].",
+            _OneToken,
+            (partial(_OneToken, which=-1),),
+        ),
+        Mistake(
+            "lists come back, not tensors",
+            "attention multiplies tensors: join the steps along the axis of time, with torch.cat.",
+            _Listing,
         ),
         Mistake(
             "append returns nothing",

@@ -17,7 +17,7 @@ from l1_ref.checks.observe import OUTPUT, Observation, copies, observe_draws
 from l1_ref.generation import sample, top_k_filter, top_p_filter
 
 COLUMN, TOGETHER = "the output", "rows with the same scores"
-_ITSELF = "each draws for itself"
+ITSELF, ALL_THE_SAME = "each draws for itself", "all draw the same id"
 _N_KINDS = 3  # of rows, where the generator is looked at
 _N_COPIES = 600  # of each row, where draws are counted
 _DEFAULTS = {"temperature": 1.0, "top_k": None, "top_p": None}
@@ -37,8 +37,14 @@ def _observe_repeats(candidate: Callable, inputs: Inputs, gradient: bool, seed: 
     seen.pop("how often each was drawn")
     if seen[OUTPUT] == f"torch.int64, shape ({len(inputs['logits'])}, 1)":
         if together(draw(seed), _N_KINDS, lambda n: draw(seed + n)[:_N_KINDS]):
-            return {TOGETHER: "all draw the same id"}
-        seen[TOGETHER] = _ITSELF
+            return {OUTPUT: seen[OUTPUT], TOGETHER: ALL_THE_SAME}
+        seen[TOGETHER] = ITSELF
+    torch.default_generator.manual_seed(987_654_321 + seed)  # a seed that no code sets itself
+    before = torch.get_rng_state()
+    draw_apart = copies(inputs) | {"generator": torch.Generator().manual_seed(seed)}
+    candidate(*draw_apart.values())
+    still = torch.equal(before, torch.get_rng_state())
+    seen["torch's own random numbers, with a generator given"] = "left alone" if still else "drawn from, or seeded"
     given = copies(inputs)
     for name, generator in (
         ("a second call with the same generator", torch.Generator().manual_seed(seed)),
@@ -77,7 +83,7 @@ def counted(ids: Sequence[int], n_kinds: int) -> Observation:
     for row in range(n_kinds):
         drawn = Counter(ids[row::n_kinds])
         n = drawn.total()
-        seen[f"the ids drawn for row {row}"] = sorted(drawn)
+        seen[f"the set of ids drawn for row {row}"] = sorted(drawn)
         # Five standard deviations of the difference of two such shares, so that no right style falls out by chance.
         seen[f"how often, for row {row}"] = {
             f"id {i}": Rough(drawn[i] / n, 5 * (2 * drawn[i] / n * (1 - drawn[i] / n) / n) ** 0.5 + 0.5 / n)
@@ -108,7 +114,12 @@ def defaults_of(candidate: Callable) -> Observation:
     except (TypeError, ValueError):
         return seen
     given = {name: parameters[name].default for name in _DEFAULTS if name in parameters}
-    return seen | {f"the default of {name}": value for name, value in given.items() if value is not inspect._empty}
+    # A k of 0 and a p of 1 are other words for None: they cut nothing.
+    return seen | {
+        f"the default of {name}": None if name != "temperature" and value in (0, 1.0, False) else value
+        for name, value in given.items()
+        if value is not inspect._empty
+    }
 
 
 def with_defaults(version: Callable, **defaults: Any) -> Callable:
@@ -147,11 +158,11 @@ def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
             return {COLUMN: looks(output)}
         ids = output.flatten().tolist()
         if together(ids, len(rows), lambda n: draw(rows.clone(), seed + n).flatten().tolist()):
-            return {TOGETHER: "all draw the same id"}
+            return {COLUMN: looks(output), TOGETHER: ALL_THE_SAME}
     except Exception as error:
         return {OUTPUT: Failure(error)}
     kept = torch.equal(mine, given["logits"])
-    seen = {COLUMN: looks(output), TOGETHER: _ITSELF, "the input logits": "as it was" if kept else "changed in place"}
+    seen = {COLUMN: looks(output), TOGETHER: ITSELF, "the input logits": "as it was" if kept else "changed in place"}
     return seen | counted(ids, len(rows)) | defaults_of(candidate)
 
 
@@ -162,7 +173,7 @@ def other_defaults(version: Callable) -> tuple[Callable, ...]:
         version: The right one.
     """
     common = [{"temperature": t} for t in (0.0, 0.5, 0.7, 0.8, 0.9)]
-    common += [{"top_p": p} for p in (0.9, 0.95, 1.0)] + [{"top_k": k} for k in (2, 10, 40, 50)]
+    common += [{"top_p": p} for p in (0.9, 0.95)] + [{"top_k": k} for k in (2, 10, 40, 50)]
     common += [{"temperature": 0.8, "top_k": 50, "top_p": 0.9}, {"temperature": 0.8, "top_p": 0.9}]
     return tuple(with_defaults(version, **defaults) for defaults in common)
 
@@ -216,6 +227,11 @@ def _greedy(logits: Tensor, **settings: Any) -> Tensor:
     return logits.argmax(-1, keepdim=True)
 
 
+def _divided_first(logits: Tensor, top_k: int | None, top_p: float | None, **_: Any) -> Tensor:
+    """Divide by 0, and take the first of the scores that have become infinite."""
+    return _likeliest(_cut_p(_cut_k(logits / 0, 0, top_k, None), 0, None, top_p))
+
+
 def _sample(
     logits: Tensor,
     temperature: float = 1.0,
@@ -250,8 +266,18 @@ def _own_generator(chances: Tensor, generator: torch.Generator | None) -> Tensor
     return _draw(chances, fresh)
 
 
+def _seeded_by_chance(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    torch.seed()
+    return _draw(chances, None)
+
+
 def _fixed_seed(chances: Tensor, generator: torch.Generator | None) -> Tensor:
     return _draw(chances, torch.Generator().manual_seed(42))
+
+
+def _global_seed(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    torch.manual_seed(0)
+    return _draw(chances, generator)
 
 
 def _reseeded(chances: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -376,6 +402,11 @@ SAMPLE = Exercise(
             partial(_sample, steps=(_heat, _cut_k)),
         ),
         Mistake(
+            "top_k and top_p are both ignored",
+            "a filter returns a new tensor: go on with that one.",
+            lambda *given: _sample(*given, steps=(_heat,)),
+        ),
+        Mistake(
             "of two filters only one is applied",
             "with else or elif the second is passed over; each has an if of its own.",
             lambda *given: _sample(*given, steps=(_heat, _cut_one)),
@@ -466,6 +497,10 @@ SAMPLE = Exercise(
             "temperature 0 divides by zero",
             "0 is the limit of colder and colder draws: the likeliest id, without a division.",
             lambda *given: _sample(*given, zero=None),
+            (
+                lambda *given: _sample(*given, zero=_divided_first),
+                lambda *given: _sample(*given, zero=lambda logits, **_: (logits / 0).softmax(-1).argmax(-1, True)),
+            ),
         ),
         Mistake(
             "temperature 0 is taken for 1: ids are drawn",
@@ -476,13 +511,22 @@ SAMPLE = Exercise(
             "the generator is not used",
             _SOURCE,
             lambda *given: _sample(*given, draw=lambda chances, generator: _draw(chances, None)),
-            (lambda *given: _sample(*given, draw=_own_generator),),
+            (
+                lambda *given: _sample(*given, draw=_own_generator),
+                lambda *given: _sample(*given, draw=_seeded_by_chance),
+            ),
         ),
         Mistake(
             "a seed is set inside: every call draws the same",
             "the seed is the caller's choice; with yours, each step of a text would meet the same chance.",
             lambda *given: _sample(*given, draw=_fixed_seed),
             (lambda *given: _sample(*given, draw=_reseeded),),
+        ),
+        Mistake(
+            "torch's own seed is set inside",
+            "the seed is the caller's choice, and torch.manual_seed changes all that is drawn afterwards.",
+            lambda *given: _sample(*given, draw=_global_seed),
+            (lambda *given: _sample(*given, draw=lambda chances, generator: _global_seed(chances, None)),),
         ),
         Mistake(
             "without a generator, torch's own is not used",

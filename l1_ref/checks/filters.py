@@ -116,12 +116,17 @@ def _wrong_fillings(wrong: Callable) -> tuple[Mistake, ...]:
 
 
 def _wrong_choices(wrong: Callable) -> tuple[Mistake, ...]:
-    """Return the wrong choices, and scores that are changed on the way."""
+    """Return the wrong choices of what stays."""
     return (
         Mistake(
             "it is turned round: what should stay is removed",
             "the likely tokens stay, and the tail goes.",
             partial(wrong, keep=lambda kept: ~kept),
+        ),
+        Mistake(
+            "what one row removes is removed in all rows",
+            ROWS + "mask: x[:, ids] writes into every row.",
+            partial(wrong, keep=lambda kept: kept.all(0, keepdim=True).expand_as(kept)),
         ),
         Mistake(
             "nothing is removed",
@@ -137,18 +142,18 @@ def _wrong_choices(wrong: Callable) -> tuple[Mistake, ...]:
                 partial(wrong, scores=lambda logits: logits.softmax(-1), low=0.0),
             ),
         ),
+    )
+
+
+def _wrong_kinds(wrong: Callable) -> tuple[Mistake, ...]:
+    """Return what may come back instead of the scores as they were."""
+    return (
         Mistake(
             "the scores are shifted: log_softmax is applied",
             "softmax would not notice, but what is kept must stay as it was.",
             partial(wrong, fill=_as_log_chances),
             (partial(wrong, scores=lambda logits: logits.log_softmax(-1)),),
         ),
-    )
-
-
-def _wrong_kinds(wrong: Callable) -> tuple[Mistake, ...]:
-    """Return what may come back instead of scores."""
-    return (
         Mistake(
             "a mask comes back, not scores",
             "fill the scores with -inf where the mask says so, and return these.",
@@ -379,7 +384,12 @@ TOP_K_FILTER = Exercise(
             "only the k kept scores come back, (B, k)",
             PLACES,
             _only_values,
-            (lambda logits, k: logits.topk(k).values,),
+            (
+                lambda logits, k: logits.topk(k).values,
+                lambda logits, k: logits.topk(min(k, logits.shape[-1])),
+                lambda logits, k: tuple(logits.topk(min(k, logits.shape[-1]))),
+                lambda logits, k: logits.topk(k),
+            ),
         ),
         Mistake("the scores come back in the order of their size", PLACES, _in_order),
         Mistake(

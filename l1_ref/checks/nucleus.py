@@ -12,7 +12,7 @@ from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe
 from l1_ref.checks.filters import PLACES, ROWS, RULES, fill_in, what_remains
 from l1_ref.generation import top_p_filter
 
-_NOTHING = "a row needs something left: softmax of nothing but -inf is NaN."
+_NOTHING = "A row needs something left: softmax of nothing but -inf is NaN."
 
 
 def from_chances(rows: Sequence[Sequence[float]], generator: torch.Generator, level: float = 1.3) -> Tensor:
@@ -177,7 +177,7 @@ TOP_P_FILTER = Exercise(
     mistakes=(
         Mistake(
             "the token that crosses p is removed, and with it all tokens of a row that is sure",
-            _CROSSING + " " + _NOTHING.capitalize(),
+            _CROSSING + " " + _NOTHING,
             partial(_top_p, stays=_up_to_p),
             (
                 lambda logits, p: logits if p == 1 else _top_p(logits, p, stays=_up_to_p),
@@ -197,8 +197,7 @@ TOP_P_FILTER = Exercise(
         ),
         Mistake(
             "the likeliest token is removed where it alone reaches p",
-            "when the rule moves on by one place, the first one needs a value of its own: it always stays. "
-            + _NOTHING.capitalize(),
+            "when the rule moves on by one place, the first one needs a value of its own: it always stays. " + _NOTHING,
             partial(_top_p, stays=_moved),
         ),
         Mistake(

@@ -13,7 +13,9 @@ from l1_ref.checks import loops
 from l1_ref.checks.caches import toy_model
 from l1_ref.checks.compare import Failure
 from l1_ref.checks.draws import (
+    ALL_THE_SAME,
     COLUMN,
+    ITSELF,
     TOGETHER,
     counted,
     defaults_of,
@@ -25,9 +27,10 @@ from l1_ref.checks.draws import (
 )
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
 from l1_ref.checks.observe import OUTPUT, REPEATED, Observation, copies
-from l1_ref.generation import generate
+from l1_ref.generation import generate, sample
 from l1_ref.transformer import L1Model
 
+_STEPS = "the steps of a row"
 _MODE, _RECORDED, _AFTER = "the model's mode afterwards", "steps recorded for gradients", "gradients afterwards"
 _CONFIG = {
     "vocab_size": 9,
@@ -216,10 +219,10 @@ def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
             return {COLUMN: looks(output)}
         drawn = output[:, -1].tolist()
         if together(drawn, 1, lambda n: write(1, seed + n)[:, -1].tolist()):
-            return {TOGETHER: "all draw the same id"}
+            return {COLUMN: looks(output), TOGETHER: ALL_THE_SAME}
     except Exception as error:
         return {OUTPUT: Failure(error)}
-    return {COLUMN: looks(output), TOGETHER: "each draws for itself"} | counted(drawn, 1) | defaults_of(candidate)
+    return {COLUMN: looks(output), TOGETHER: ITSELF} | counted(drawn, 1) | defaults_of(candidate)
 
 
 def _calls(candidate: Callable, inputs: Inputs, seed: int) -> tuple[Any, ...]:
@@ -253,10 +256,10 @@ def _observe_steps(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
         return {COLUMN: looks(first)}
     new, changes = first[:, T:], not same_ids(first, second) or not same_ids(first, unlike_it)
     if changes and bool((new == new[:1]).all()):
-        return {TOGETHER: "all draw the same id"}
+        return {COLUMN: looks(first), TOGETHER: ALL_THE_SAME}
     if changes and bool((new == new[:, :1]).all()):
-        return {"the steps of a row": "all draw with the same chance"}
-    seen = {COLUMN: looks(first), TOGETHER: "each draws for itself", "the steps of a row": "each draws for itself"}
+        return {COLUMN: looks(first), TOGETHER: ITSELF, _STEPS: "all draw with the same chance"}
+    seen = {COLUMN: looks(first), TOGETHER: ITSELF, _STEPS: ITSELF}
     pairs = {
         "a generator of the same seed": again,
         "a generator of another seed": unlike_it,
@@ -300,8 +303,8 @@ GENERATE = Exercise(
             ),
             ("all settings", _loaded(_SIX, 3.0, 4, 0.62, None, None), {"observe": _observe_counts}),
             (
-                "four rows, and how they follow the generator",
-                _loaded(_SIX, 1.5, None, None, None, None, B=4, n=3),
+                "rows that follow the generator",
+                _loaded(_SIX, 1.5, None, None, None, None, B=12, n=3),
                 {"observe": _observe_steps},
             ),
             ("a text that grows beyond the context", _prompts(6, 3, 9, 0.0, **_NARROW), {"edge": True}),
@@ -485,6 +488,11 @@ GENERATE = Exercise(
             loops.alone(draw=loops.setting(top_p=None)),
         ),
         _rare(
+            "top_k and top_p have changed places",
+            "hand them on by their names.",
+            loops.alone(draw=lambda logits, heat, k, p, generator: sample(logits, heat, p, k, generator)),
+        ),
+        _rare(
             "top_k and top_p are both ignored",
             _PASS,
             loops.alone(draw=loops.setting(top_k=None, top_p=None)),
@@ -536,6 +544,7 @@ GENERATE = Exercise(
             "only the first row is continued",
             "ids is a batch: all rows go on together.",
             loops.first_row_only,
+            (loops.alone(finish=lambda ids, T: ids[0]),),
         ),
         _rare(
             "a list comes back, not a tensor",

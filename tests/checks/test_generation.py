@@ -232,6 +232,12 @@ def k_positions(x, k):
     return out
 
 
+def k_everywhere(x, k):
+    out = x.clone()
+    out[:, x.argsort(1, descending=True)[:, k:].flatten()] = -INF
+    return out
+
+
 def k_in_place(x, k):
     limit = x.topk(min(k, x.shape[-1])).values[:, [-1]]
     x[x < limit] = -INF
@@ -271,6 +277,8 @@ TOP_K_WRONG = {
     lambda x, k: x.sort(-1, descending=True)[0][:, :k]: "only the k kept scores",
     k_sorted: "in the order of their size",
     k_positions: "the first k tokens of the vocabulary",
+    k_everywhere: "what one row removes",
+    lambda x, k: x.topk(min(k, x.shape[1])): "only the k kept scores",
     lambda x, k: kept_k(x, k, low=0.0): "become 0, not -inf",
     lambda x, k: torch.zeros_like(x).scatter(1, x.topk(min(k, x.shape[1])).indices, k_scattered(x, k).topk(
         min(k, x.shape[1])).values): "become 0, not -inf",
@@ -420,6 +428,11 @@ def p_first_row(x, p):
     return kept_k(x, n)
 
 
+def p_everywhere(x, p):
+    gone = (p_right(x, p) == -INF).any(0)
+    return torch.where(gone, -INF, x)
+
+
 def p_in_place(x, p):
     x[p_right(x, p) == -INF] = -INF
     return x
@@ -477,6 +490,7 @@ TOP_P_WRONG = {
     p_along_batch: "it sorts along the batch",
     lambda x, p: p_right(x.reshape(1, -1), p).reshape(x.shape): "all rows are filtered together",
     p_first_row: "as many tokens as the first",
+    p_everywhere: "what one row removes",
     single(lambda c, p: c >= p): "compared with p; nothing",
     single(lambda c, p: (c >= p) | (c == c.amax(1, keepdim=True))): "compared with p; nothing",
     single(lambda c, p: c > 1 - p): "compared with 1 - p",
@@ -657,6 +671,22 @@ def seed_42(logits, generator):
     return categorical(logits, None)
 
 
+def own_42(logits, generator):
+    return categorical(logits, torch.Generator().manual_seed(42))
+
+
+def seeds_globally(*given):
+    torch.manual_seed(1)
+    return pick(*given)
+
+
+def divides_first(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    logits = logits.div(temperature)
+    logits = kept_k(logits, top_k) if top_k else logits
+    logits = p_right(logits, top_p) if top_p else logits
+    return categorical(logits, generator) if temperature else logits.argmax(1, keepdim=True)
+
+
 def fresh_if_none(logits, generator):
     return categorical(logits, torch.Generator().manual_seed(1337) if generator is None else generator)
 
@@ -692,6 +722,7 @@ SAMPLE_WRONG = {
     ordered("pkt"): "the order is turned round",
     ordered("tkp", "k"): "top_k is ignored",
     ordered("tkp", "p"): "top_p is ignored",
+    ordered("t"): "both ignored",
     either: "only one is applied",
     only_both: "only one is applied",
     with_draw(raw): "softmax is missing",
@@ -716,8 +747,11 @@ SAMPLE_WRONG = {
     zero_is_one: "temperature 0 is taken for 1",
     with_draw(lambda x, g: categorical(x, None)): "the generator is not used",
     with_draw(unseeded): "the generator is not used",
-    with_draw(seed_42): "a seed is set inside",
+    with_draw(seed_42): "torch's own seed is set inside",
+    with_draw(own_42): "a seed is set inside",
+    seeds_globally: "torch's own seed is set inside",
     with_draw(fresh_if_none): "torch's own is not used",
+    divides_first: "temperature 0 divides",
     hot_default: "another default",
     p_default: "another default",
     heated_in_place: "changed in place",
@@ -756,7 +790,12 @@ def nearly_zero(logits, temperature=1.0, *rest):
     return pick(logits, max(temperature, 1e-6), *rest, draw=categorical_by_torch)
 
 
+def other_words(logits, temperature=1, top_k=0, top_p=1.0, generator=None):
+    return pick(logits, temperature, top_k or None, top_p or None, generator)
+
+
 SAMPLE_RIGHT = [
+    other_words,
     pick,
     ordered("ktp"),
     with_draw(by_race),
@@ -1009,6 +1048,18 @@ class ListsOfTheClass(Joining):
         return self.ks[layer], self.vs[layer]
 
 
+class OneTokenAStep(Lists):
+    def put(self, tokens, new):
+        tokens.append(new[:, :, 0])
+
+
+class TwoLists(Joining):
+    def append(self, layer, k, v):
+        keys, values = self.past.setdefault(layer, ((), ()))
+        self.past[layer] = ([*keys, k], [*values, v])
+        return self.past[layer]
+
+
 class ReturnsNothing(Lists):
     def outgoing(self, ks, vs, k, v):
         pass
@@ -1044,7 +1095,7 @@ CACHE_WRONG = {
     SharedLayers: "all layers share one store",
     OneBufferForAll: "all layers share one store",
     Swapped: "keys and values are swapped",
-    KeysTwice: "stored as values too",
+    KeysTwice: "keys and values come back the same",
     OnlyNew: "only the new keys and values",
     OnlyOld: "only the old keys and values",
     WholeBuffer: "the whole buffer",
@@ -1060,6 +1111,8 @@ CACHE_WRONG = {
     OneSequence: "for one sequence alone",
     OfTheClass: "it belongs to the class",
     ListsOfTheClass: "it belongs to the class",
+    OneTokenAStep: "only one token of a step",
+    TwoLists: "lists come back",
     ReturnsNothing: "returns nothing",
     ReturnsOne: "returns one tensor",
     TimeFirst: "heads and tokens are swapped",
@@ -1336,6 +1389,7 @@ GENERATE_WRONG = {
     drawn_with(top_k=None): "top_k is ignored",
     drawn_with(top_p=None): "top_p is ignored",
     drawn_with(top_k=None, top_p=None): "both ignored",
+    wrong(draw=lambda logits, t, k, p, g: l1_ref.sample(logits, t, top_p=k, top_k=p, generator=g)): "changed places",
     wrong(draw=lambda logits, *settings: pick(logits, generator=settings[-1])): "all settings are ignored",
     drawn_with(generator=None): "the generator is not used",
     wrong(draw=lambda logits, *settings: logits.argmax(-1)): "nothing is drawn",
@@ -1347,6 +1401,7 @@ GENERATE_WRONG = {
     as_elsewhere: "another default",
     cold: "another default",
     lambda model, ids, *given, **settings: text(model, ids[:1], *given, **settings): "only the first row is continued",
+    wrong(result=lambda rows, T: torch.tensor(rows[0])): "only the first row is continued",
     wrong(result=lambda rows, T: rows): "a list comes back",
     wrong(result=lambda rows, T: torch.tensor(rows).T): "the axes are swapped",
     wrong(result=lambda rows, T: torch.tensor(rows).squeeze()): "the axis of the batch is lost",
@@ -1586,7 +1641,7 @@ def seeds_of(exercise, number):
     quick = exercise.name in ("apply_temperature", "top_k_filter")
     slow = {"generate": (0, 13), "sample": (0, 8, 17), "KVCache": (0, 5, 11, 19), "next_logits": (0, 5, 11, 19)}
     seeds = slow.get(exercise.name, tuple(SEEDS)[:: 2 if quick else 4])
-    n_seeds = {"generate": 1, "apply_temperature": 4, "top_k_filter": 4, "top_p_filter": 3}.get(exercise.name, 2)
+    n_seeds = {"apply_temperature": 2, "top_k_filter": 2, "top_p_filter": 2}.get(exercise.name, 1)
     return [seeds[(number + i) % len(seeds)] for i in range(n_seeds)]
 
 
@@ -1628,3 +1683,92 @@ def test_the_reference_is_recognised(name):
     assert checks.exercise(name).diagnose(checks.exercise(name).reference).state == "given"
     if name != "next_logits":
         assert checks.exercise(name).reference is getattr(l1_ref, name)
+
+
+def too_few_and_zeros(x, k):
+    return kept_k(x, k, low=0.0, keep=lambda v, kth: v > kth)
+
+
+def too_few_and_low(x, p):
+    return kept_p(x, p, stop=crossing, minimum=1, low=-1e9)
+
+
+def hot_and_soft(x, t):
+    return F.softmax(x * t, -1)
+
+
+def all_and_soft(model, ids, cache):
+    return feed(model, ids, cache, take=lambda ids, n: ids).softmax(-1)
+
+
+class FromZeroAndWhole(Buffer):
+    extra = 0
+
+    def start(self, T):
+        return 0
+
+    def window(self, T):
+        return slice(None)
+
+
+TWO_MISTAKES = [
+    ("top_k_filter", too_few_and_zeros, ("k-th token is removed", "become 0")),
+    ("top_p_filter", too_few_and_low, ("crosses p is removed", "a low number")),
+    ("apply_temperature", hot_and_soft, ("multiplied", "softmax is applied after")),
+    ("KVCache", FromZeroAndWhole, ("begins at place 0", "the whole buffer")),
+    ("generate", wrong(begin=lambda: None, recording=True), ("dropout is active", "steps are recorded")),
+    (
+        "generate",
+        wrong(n=lambda n, T: n + 1, result=lambda rows, T: torch.tensor([row[T:] for row in rows])),
+        ("the prompt is left out", "one token too many"),
+    ),
+    ("next_logits", all_and_soft, ("the whole sequence is fed", "probabilities come back")),
+]
+
+
+@pytest.mark.parametrize(("name", "candidate", "words"), TWO_MISTAKES, ids=lambda value: str(value)[:20])
+def test_two_mistakes_together_are_both_named(name, candidate, words):
+    verdict = checks.exercise(name).diagnose(candidate)
+    assert len(verdict.mistakes) == 2 and all(any(w in m for m in verdict.mistakes) for w in words), verdict.text
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_blank_is_not_written_yet(name):
+    def blank(*given, **settings):
+        raise NotImplementedError("not written yet")
+
+    assert checks.exercise(name).diagnose(blank).state == "unwritten"
+
+
+def test_a_blank_method_is_not_written_yet():
+    class KVCache(Nothing):
+        def append(self, layer, k, v):
+            raise NotImplementedError("not written yet")
+
+    assert checks.KVCache.diagnose(KVCache).state == "unwritten"
+
+
+def test_a_cache_that_is_handed_in_built_is_told_so():
+    cache = Lists(l1_ref.PRESETS["tiny"], 1)
+    assert "hand in the code itself, as in checks.KVCache(KVCache)" in checks.KVCache.diagnose(cache).text
+
+
+def test_a_check_leaves_gradients_and_random_numbers_as_they_were():
+    before = torch.get_rng_state()
+    for name, candidate in (("generate", off_for_ever), ("generate", seeds_itself), ("sample", seeds_globally)):
+        checks.exercise(name).diagnose(candidate)
+        assert torch.is_grad_enabled() and torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_belongs_to_a_class_does_not_outlive_a_check():
+    assert checks.KVCache.diagnose(OfTheClass).text == checks.KVCache.diagnose(OfTheClass).text
+    assert OfTheClass.past == {}
+
+
+def test_messages_show_what_was_drawn_and_what_was_fed():
+    text = checks.sample.diagnose(zero_is_one).text
+    assert "expected  [3]     got  [0, 1, 2, 3]     [the set of ids drawn for row 0]" in text
+    text = checks.next_logits.diagnose(empties).text
+    assert "expected  1     got  4     [ids a row that go through the model, call 2]" in text
+    text = checks.generate.diagnose(wrong(see=list)).text
+    assert "a model with a context of 5" in text and "max_seq_length=5" in text
