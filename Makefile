@@ -56,10 +56,10 @@ lint: $(READY)
 	$(call step,ruff: style and formatting (a second),$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 
 pytest: $(READY)
-	$(call step,pytest: the tests (a few minutes),$(BIN)/python -m pytest --quiet --numprocesses=2 --dist=worksteal)
+	$(call step,pytest: the tests (about ten minutes),$(BIN)/python -m pytest --quiet --numprocesses=2 --dist=worksteal)
 
 nbval: $(READY)
-	$(call step,nbval: every notebook run again and its outputs compared (about a minute),$(BIN)/python -m pytest --quiet --numprocesses=2 --dist=loadfile --nbval --nbval-current-env notebooks)
+	$(call step,nbval: every notebook run again and its outputs compared (two minutes),OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=2 --dist=loadfile --nbval --nbval-current-env notebooks)
 
 notebooks: $(READY)
 	$(call step,notebooks: built from notebooks/src and executed (about a minute),$(BIN)/python -m l1_ref.course.build)

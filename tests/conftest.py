@@ -10,6 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A folder `shared` beside the checkout may hold what would otherwise be downloaded.
 SHARED = ROOT.parent / "shared"
 
+# One thread, in other processes too: the models of the tests are so small that a second one costs more than it gives, and
+# a run is the same to the last bit only on the same number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before any import that reads them. l1_ref itself is imported only inside tests: jaxtyping's hook comes first.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -23,8 +26,7 @@ settings.register_profile(
     "l1", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("l1")
-# One thread: the models of the tests are so small that a second one costs more than it gives.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)

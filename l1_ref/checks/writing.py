@@ -290,12 +290,12 @@ GENERATE = Exercise(
     probes=tuple(
         partial(Probe, axes="B S", gradient=False)(*each, **more)
         for *each, more in (
-            ("three prompts, greedy", _prompts(3, 3, 5, 0.0), {}),
-            ("a model in training mode, with dropout", _prompts(4, 2, 6, 0.0, training=True, dropout=0.5), {}),
+            ("three prompts, greedy", _prompts(3, 3, 4, 0.0), {}),
+            ("a model in training mode, with dropout", _prompts(4, 2, 4, 0.0, training=True, dropout=0.5), {}),
             ("the rows stop one after the other", _stops(2, 3, 1, n=5), {}),
             ("one row never stops, and stop_token is 0", _stops(1, None, 3, n=5, stop=0), {}),
-            ("hot, with top_k = 1", _prompts(4, 3, 6, 3.0, 1), {}),
-            ("hot, with a small top_p", _prompts(4, 3, 6, 3.0, None, 0.01), {}),
+            ("hot, with top_k = 1", _prompts(5, 3, 4, 3.0, 1), {}),
+            ("hot, with a small top_p", _prompts(5, 3, 4, 3.0, None, 0.01), {}),
             (
                 "nothing but the model, the prompts and a number",
                 _loaded(_SURE),
@@ -304,13 +304,13 @@ GENERATE = Exercise(
             ("all settings", _loaded(_SIX, 3.0, 4, 0.62, None, None), {"observe": _observe_counts}),
             (
                 "rows that follow the generator",
-                _loaded(_SIX, 1.5, None, None, None, None, B=12, n=3),
+                _loaded(_SIX, 1.5, None, None, None, None, B=12, n=2),
                 {"observe": _observe_steps},
             ),
-            ("a text that grows beyond the context", _prompts(6, 3, 9, 0.0, **_NARROW), {"edge": True}),
-            ("prompts that are longer than the context", _prompts(6, 8, 4, 0.0, **_NARROW), {"edge": True}),
+            ("a text that grows beyond the context", _prompts(6, 3, 6, 0.0, **_NARROW), {"edge": True}),
+            ("prompts that are longer than the context", _prompts(6, 8, 2, 0.0, **_NARROW), {"edge": True}),
             ("no new tokens", _prompts(2, 4, 0, 0.0), {"edge": True}),
-            ("one prompt, which stops", _stops(3, n=6), {}),
+            ("one prompt, which stops", _stops(2, n=3), {}),
         )
     ),
     mistakes=(
