@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A folder `shared` beside the checkout may hold what would otherwise be downloaded.
 SHARED = ROOT.parent / "shared"
 
-# One thread, in other processes too: the models of the tests are so small that a second one costs more than it gives, and
-# a run is the same to the last bit only on the same number.
+# One thread, in other processes too: the models of the tests are so small that a second one costs more than it gives,
+# and a run is the same to the last bit only on the same number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before any import that reads them. l1_ref itself is imported only inside tests: jaxtyping's hook comes first.
 os.environ["HF_HUB_OFFLINE"] = "1"
