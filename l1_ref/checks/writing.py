@@ -69,14 +69,15 @@ def _greedy_texts(model: L1Model, ids: Tensor, n: int) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _texts(seed: int, B: int, T: int, n: int, **config: Any) -> Tensor:
-    """Return prompts with greedy continuations that differ from each other."""
-    model, generator = _author(seed, **config), torch.Generator().manual_seed(seed)
+def _texts(seed: int, B: int, T: int, n: int, **config: Any) -> tuple[int, Tensor]:
+    """Return the seed of a model, and prompts whose greedy continuations differ from each other."""
     while True:
-        ids = torch.randint(model.config.vocab_size, (8 * B, T), generator=generator)
+        model = _author(seed, **config)
+        ids = torch.randint(model.config.vocab_size, (8 * B, T), generator=torch.Generator().manual_seed(seed))
         texts = {tuple(text[T:]): text for text in _greedy_texts(model, ids, n).tolist()}
         if len(texts) >= B:
-            return torch.tensor(list(texts.values())[:B])
+            return seed, torch.tensor(list(texts.values())[:B])
+        seed += 7919  # this model writes too much alike: take another
 
 
 def _prompts(
@@ -85,9 +86,9 @@ def _prompts(
     """Return the builder of a probe: a model, prompts, and settings in the order of the call."""
 
     def build(generator: torch.Generator) -> Inputs:
-        seed = generator.initial_seed()
+        seed, texts = _texts(generator.initial_seed(), B, T, max(1, max_new_tokens), **config)
         model = copy.deepcopy(_author(seed, **config)).train(training)
-        return _named(model, _texts(seed, B, T, max(1, max_new_tokens), **config)[:, :T], max_new_tokens, *settings)
+        return _named(model, texts[:, :T].clone(), max_new_tokens, *settings)
 
     return build
 
