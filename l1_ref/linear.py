@@ -102,7 +102,8 @@ class StoredLinear(nn.Module):
         if self.scale is None:
             y = F.linear(half, self.matrix)
         elif x.device.type == "cpu" and x.shape[-1] % 16 == 0:  # the kernel reads 16 numbers at once
-            y = torch._weight_int8pack_mm(half.view(-1, x.shape[-1]), self.matrix, self.scale).view(*x.shape[:-1], -1)
+            rows = half.reshape(-1, x.shape[-1]).contiguous()  # (N, C)
+            y = torch._weight_int8pack_mm(rows, self.matrix, self.scale).view(*x.shape[:-1], len(self.matrix))
         else:
             y = F.linear(half, self.matrix.bfloat16()) * self.scale
         y = y.to(x.dtype)

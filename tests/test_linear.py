@@ -9,10 +9,13 @@ from torch import nn
 
 from l1_ref import linear as module
 from l1_ref.config import L1Config
+from l1_ref.files import DATA_DIR
 from l1_ref.linear import STORED_AS, Linear, StoredLinear, linear, store_for_generation
 from l1_ref.loss import cross_entropy
 from l1_ref.optimization import build_optimizer
 from l1_ref.steps import train_step
+from l1_ref.tales import load_tales
+from l1_ref.tokenizer import load_tokenizer
 from l1_ref.transformer import L1Model
 from l1_ref.weights import load_run, save_model
 
@@ -136,9 +139,28 @@ def test_a_row_of_zeros_stays_a_row_of_zeros():
 
 
 @pytest.mark.parametrize("stored_as", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "x",
+    [torch.ones(16, 3).t(), torch.ones(4, 2, 16).transpose(0, 1), torch.ones(0, 16), torch.ones(2, 3, 16)[:, -1]],
+    ids=["transposed", "turned", "empty", "a slice"],
+)
+def test_fewer_bits_take_inputs_however_they_lie_in_memory(stored_as, x):
+    stored = StoredLinear(nn.Linear(16, 5), stored_as)
+    assert torch.equal(stored(x), stored(x.contiguous())) and stored(x).shape == (*x.shape[:-1], 5)
+
+
+@pytest.fixture
+def tales_batch():
+    tokenizer = load_tokenizer(DATA_DIR / "tiny")
+    ids = [id_ for tale in load_tales("validation")[:40] for id_ in tokenizer.encode(tale)][: 16 * 129]
+    rows = torch.tensor(ids).view(16, 129)
+    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+@pytest.mark.parametrize("stored_as", ["bfloat16", "int8"])
 def test_fewer_bits_cost_the_trained_model_little(stored_as, tales_batch):
     x, y = tales_batch
-    model = load_run(module_data()).model
+    model = load_run(DATA_DIR / "tiny").model
     with torch.no_grad():
         exact = cross_entropy(model(x), y)
         n_bytes = sum(p.nbytes for p in model.parameters())
@@ -148,23 +170,6 @@ def test_fewer_bits_cost_the_trained_model_little(stored_as, tales_batch):
     assert left < n_bytes / (1.8 if stored_as == "bfloat16" else 3.5)
     ids = model.generate(x[:2, :5], 7, do_sample=False)
     assert ids.shape == (2, 12) and torch.equal(ids[:, :5], x[:2, :5])
-
-
-def module_data():
-    from l1_ref.files import DATA_DIR
-
-    return DATA_DIR / "tiny"
-
-
-@pytest.fixture
-def tales_batch():
-    from l1_ref.tales import load_tales
-    from l1_ref.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(module_data())
-    ids = [id_ for tale in load_tales("validation")[:40] for id_ in tokenizer.encode(tale)][: 16 * 129]
-    rows = torch.tensor(ids).view(16, 129)
-    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
 def test_a_model_in_fewer_bits_is_stored_once_and_not_saved(tmp_path):
