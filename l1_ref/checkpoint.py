@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l1_ref.config import is_number
 from l1_ref.weights import assign_parameters, check_parameters, read_tensors, write_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -120,14 +121,14 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, kind in _STATE.items():
         if not isinstance(state[name], kind) or (name == "step" and state[name] < 1):
             raise ValueError(f"{name} in {path} must be {kind.__name__}, got {state[name]!r}")
-    if not all(map(_is_number, state["losses"])):
+    if not all(map(_is_finite, state["losses"])):
         raise ValueError(f"losses in {path} must be numbers, got {state['losses']!r}")
     for point in state["curve"]:
         whole = isinstance(point, dict) and point.keys() == set(_POINT)
-        if not whole or not all(_is_number(point[name]) for name in _POINT if point[name] is not None):
+        if not whole or not all(_is_finite(point[name]) for name in _POINT if point[name] is not None):
             raise ValueError(f"a point of the curve in {path} must hold numbers as {', '.join(_POINT)}, got {point!r}")
     return tensors, state
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)

@@ -112,9 +112,14 @@ def require_whole(name: str, value: Any, rule: str, holds: Callable[[int], bool]
         raise ValueError(f"{name} must be a whole number {rule}, got {name}={value!r}")
 
 
+def is_number(value: Any) -> bool:
+    """Say whether a value is a whole number or a float; True and False are neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def require_number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> None:
     """Refuse what is no number, breaks the rule, or is too large for a float32."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value) or value > LARGEST_NUMBER:
+    if not is_number(value) or not holds(value) or value > LARGEST_NUMBER:
         raise ValueError(f"{name} must be a number {rule}, got {name}={value!r}")
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from l1_ref.attention import KVCache, softmax
+from l1_ref.config import require_whole
 from l1_ref.transformer import L1Model
 
 
@@ -119,8 +120,7 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) 
 
 
 def _check_top_k(k: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"top_k must be a whole number of at least 1, got top_k={k!r}")
+    require_whole("top_k", k, "of at least 1", lambda k: k >= 1)
 
 
 def _check_top_p(p: float) -> None:
@@ -248,7 +248,6 @@ def _check_prompt(model: L1Model, ids: Tensor, max_new_tokens: int, stop_token: 
     low, high = ids.min().item(), ids.max().item()
     if low < 0 or high >= V:
         raise ValueError(f"ids must be in 0..{V - 1} (vocab_size={V}), got {low if low < 0 else high}")
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be a whole number of at least 0, got max_new_tokens={max_new_tokens!r}")
+    require_whole("max_new_tokens", max_new_tokens, "of at least 0", lambda n: n >= 0)
     if stop_token is not None and not 0 <= stop_token < V:
         raise ValueError(f"stop_token must be in 0..{V - 1} (vocab_size={V}), got stop_token={stop_token}")

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from l1_ref.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
-from l1_ref.config import L1Config, require_choice, require_count, require_number, require_whole
+from l1_ref.config import L1Config, is_number, require_choice, require_count, require_number, require_whole
 from l1_ref.data import Corpus
 from l1_ref.memory import training_memory
 from l1_ref.optimization import build_optimizer, cosine_lr
@@ -101,17 +101,14 @@ class TrainingConfig:
         require_choice("dtype", self.dtype, tuple(DTYPES))
         require_choice("checkpointing", self.checkpointing, (True, False))
         require_choice("compile", self.compile, (True, False))
-        if not isinstance(self.betas, (list, tuple)) or len(self.betas) != 2 or not all(map(_is_beta, self.betas)):
+        numbers = isinstance(self.betas, (list, tuple)) and len(self.betas) == 2 and all(map(is_number, self.betas))
+        if not numbers or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got betas={self.betas!r}")
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has no tuples
 
     def peak_rate(self, model: L1Config) -> float:
         """Return the peak learning rate for a model: the given one, or the rule of thumb by width."""
         return self.lr_peak if self.lr_peak is not None else 0.384 / model.n_embd
-
-
-def _is_beta(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def train(
@@ -203,12 +200,12 @@ class _Loop:
         torch.manual_seed(seed)
         batches = self._draw(torch.Generator().manual_seed(seed))
         config = self.config
-        lr = cosine_lr(self.step + 1, self.lr_peak, config.warmup_steps, config.steps, config.lr_min)
+        lr = self._rate(self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
         loss = accumulate_gradients(self.forward, batches, self.dtype, self.scaler, config.label_smoothing)
-        self._check(loss, lr)
+        self._check(loss)
         scaled_update(self.model, self.optimizer, self.scaler, config.max_norm)
         self.step += 1
         self.losses.append(loss)
@@ -221,8 +218,11 @@ class _Loop:
         if not evaluated and (last or self.step % self.config.evaluate_every == 0):
             self.evaluate(FULL_EVALUATION_TOKENS if last else QUICK_EVALUATION_TOKENS)
         due = last or (self.step and self.step % self.config.save_every == 0)
-        if due and self.kept != (self.step, len(self.curve)):
+        if due and not self._is_kept():
             self.save()
+
+    def _is_kept(self) -> bool:
+        return self.kept == (self.step, len(self.curve))
 
     def leave_if_stopped(self) -> None:
         """Leave the loop where a signal asked for it."""
@@ -236,18 +236,20 @@ class _Loop:
         )
         return [(x.to(self.device), y.to(self.device)) for x, y in batches]
 
-    def _check(self, loss: torch.Tensor, lr: float) -> None:
+    def _check(self, loss: torch.Tensor) -> None:
         # On CUDA reading the loss would make the processor wait, so there it is read now and then, and before a save.
         due = self.device.type == "cpu" or self.step % 20 == 0 or (self.step + 1) % self.config.save_every == 0
         if due and not math.isfinite(loss.item()):
-            raise self._no_number("loss", loss.item(), self.step + 1, lr)
+            raise self._no_number("loss", loss.item(), self.step + 1)
 
-    def _no_number(self, what: str, value: float, step: int, lr: float | None = None) -> FloatingPointError:
+    def _rate(self, step: int) -> float:
         config = self.config
-        lr = cosine_lr(step, self.lr_peak, config.warmup_steps, config.steps, config.lr_min) if lr is None else lr
+        return cosine_lr(step, self.lr_peak, config.warmup_steps, config.steps, config.lr_min)
+
+    def _no_number(self, what: str, value: float, step: int) -> FloatingPointError:
         return FloatingPointError(
-            f"the {what} must stay finite, got {value} at step {step}, rate {lr:.3g}; {self._last_checkpoint()}. "
-            "A lower peak rate or a longer warm-up usually helps."
+            f"the {what} must stay finite, got {value} at step {step}, rate {self._rate(step):.3g}; "
+            f"{self._last_checkpoint()}. A lower peak rate or a longer warm-up usually helps."
         )
 
     def _last_checkpoint(self) -> str:
@@ -342,7 +344,7 @@ class _Loop:
 
     def stopped(self) -> str:
         """Save, and return the sentence that says where the run stopped."""
-        if self.step and self.kept != (self.step, len(self.curve)):
+        if self.step and not self._is_kept():
             self.save()
         where = f"; {self.folder} holds a checkpoint to resume from" if self.folder and self.step else ""
         return f"stopped after step {self.step} of {self.config.steps}{where}"

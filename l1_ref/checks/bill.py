@@ -9,7 +9,7 @@ import torch
 from l1_ref.checks.compare import Failure, kind
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe
 from l1_ref.checks.observe import OUTPUT, Observation
-from l1_ref.config import PRESETS, L1Config
+from l1_ref.config import PRESETS, L1Config, is_number
 from l1_ref.memory import training_memory
 from l1_ref.transformer import count_parameters
 
@@ -42,10 +42,6 @@ class Bytes:
         return f"{self.value:,.0f}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _observe_bill(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
     """Record the parts, those that may be rough as such, and whether the total is their sum."""
     try:
@@ -54,8 +50,8 @@ def _observe_bill(candidate: Callable, inputs: Inputs, gradient: bool, seed: int
         return {OUTPUT: Failure(error)}
     if not isinstance(bill, dict):
         return {OUTPUT: None if bill is None else kind(bill)}
-    seen: Observation = {OUTPUT: {str(part): "a number" if _is_number(n) else kind(n) for part, n in bill.items()}}
-    numbers = {part: n for part, n in bill.items() if _is_number(n)}
+    seen: Observation = {OUTPUT: {str(part): "a number" if is_number(n) else kind(n) for part, n in bill.items()}}
+    numbers = {part: n for part, n in bill.items() if is_number(n)}
     right = training_memory(*inputs.values())
     for part, n in numbers.items():
         seen |= {part: Bytes(n, right[part])} if part in ROUGH else {part: n} if part in EXACT else {}

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l1_ref.config import is_number
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -75,7 +77,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
         return _same_tensor(a, b, tolerance)
     if isinstance(a, int) and isinstance(b, int):
         return type(a) is type(b) and a == b
-    if _is_number(a) and _is_number(b):
+    if is_number(a) and is_number(b):
         return math.isclose(a, b, rel_tol=10 * tolerance, abs_tol=tolerance) or (a != a and b != b)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key], tolerance) for key in a)
@@ -96,17 +98,13 @@ def _same_tensor(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(a.double(), b.double(), rtol=10 * tolerance, atol=tolerance, equal_nan=True)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def largest_difference(a: Any, b: Any) -> float:
     """Return the largest difference between two values that `same` found equal, 0 where they hold no floats."""
     if isinstance(a, Tensor) and a.is_floating_point():
         gaps = (a.double() - b.double()).abs()
         gaps = gaps[gaps.isfinite()]
         return gaps.max().item() if gaps.numel() else 0.0
-    if _is_number(a):
+    if is_number(a):
         return abs(a - b) if math.isfinite(a - b) else 0.0
     if isinstance(a, dict):
         return max((largest_difference(a[key], b[key]) for key in a), default=0.0)
@@ -138,7 +136,7 @@ def difference(expected: Any, got: Any, axes: str = "", dim: int = -1) -> Differ
     if isinstance(expected, dict) and isinstance(got, dict):
         return _differing_keys(expected, got)
     if not isinstance(expected, Tensor) or not isinstance(got, Tensor):
-        same_type = type(expected) is type(got) or (_is_number(expected) and _is_number(got))
+        same_type = type(expected) is type(got) or (is_number(expected) and is_number(got))
         return Difference("values" if same_type else "type", *_texts(expected, got, axes, same_type))
     if expected.shape != got.shape:
         return Difference(_wrong_axes(expected, got, axes), named_shape(expected, axes), str(tuple(got.shape)))
