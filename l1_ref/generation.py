@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l1_ref.attention import KVCache, softmax
 from l1_ref.config import require_whole
+from l1_ref.decoding import Decoder, is_plain
 from l1_ref.transformer import L1Model
 
 
@@ -192,7 +193,7 @@ def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iter
     was_training = model.training
     model.eval()
     try:
-        predict = _Predictor(model, ids, use_cache)
+        predict, is_greedy = _Predictor(model, ids, use_cache), settings[0] == 0
         finished = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
             logits = predict.logits()
@@ -200,7 +201,7 @@ def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iter
                 raise ValueError(
                     "the model's scores must be finite, got inf or nan: its weights are too large, or damaged"
                 )
-            next_ids = sample(logits, *settings).to(ids.dtype)
+            next_ids = (greedy(logits) if is_greedy else sample(logits, *settings)).to(ids.dtype)
             if stop_token is not None:
                 next_ids = next_ids.masked_fill(finished, stop_token)
                 finished |= next_ids == stop_token
@@ -220,6 +221,7 @@ class _Predictor:
         self.limit = model.config.max_seq_length
         self.parts = [ids[:, -self.limit :]]  # joined only where all of the sequence is wanted
         self.cache = self._new_cache() if use_cache and ids.shape[1] <= self.limit else None
+        self.decoder = Decoder(model, self.cache) if self.cache is not None and is_plain(model) else None
 
     def _new_cache(self) -> KVCache:
         weight = self.model.embedding.token.weight
@@ -229,11 +231,13 @@ class _Predictor:
         self.parts.append(next_ids)
         # In a full window every token moves to a new position, and its keys with it: what is cached no longer holds.
         if self.cache is not None and self.cache.length >= self.limit:
-            self.cache = None
+            self.cache = self.decoder = None
 
     @torch.no_grad()
     def logits(self) -> Tensor:
         """Return the scores of the next token, (B, V)."""
+        if self.decoder is not None and self.cache.length > 0:
+            return self.decoder.step(self.parts[-1])
         if self.cache is None:
             self.parts = [torch.cat(self.parts, dim=1)[:, -self.limit :]]
         return self.model.head(self.model.hidden(self.parts[-1], self.cache)[:, -1])

@@ -7,11 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from l1_ref.config import require_whole
+
 # torch multiplies float32 matrices with MKL, and brings oneDNN, which is faster at it on many processors. The function
 # is not a public one; where a build of torch lacks it, MKL (or whatever `F.linear` uses) serves.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 # Below so many multiplications the preparations cost more than oneDNN saves; more so where gradients are wanted.
 MIN_PRODUCTS, MIN_PRODUCTS_WITH_GRADIENTS = 2**19, 2**27
+FEW_ROWS = 16  # up to so many, reading the matrix is most of a product's time
 STORED_AS = ("float32", "bfloat16", "int8")
 
 
@@ -37,14 +40,20 @@ def linear(x: Float[Tensor, "*shape C"], weight: Float[Tensor, "F C"], bias: Ten
         weight: One row for each output.
         bias: Added to every vector.
     """
-    if not _suits_onednn(x, weight):
+    if not suits_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _OneDNNLinear.apply(x, weight, bias)
     return _ONEDNN(x, weight, bias, "none", [], "")
 
 
-def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+def suits_onednn(x: Float[Tensor, "*shape C"], weight: Float[Tensor, "F C"]) -> bool:
+    """Say whether `linear` gives a product to oneDNN.
+
+    Args:
+        x: Vectors of width C.
+        weight: One row for each output.
+    """
     n_rows = x.numel() // x.shape[-1]
     least = MIN_PRODUCTS_WITH_GRADIENTS if torch.is_grad_enabled() else MIN_PRODUCTS
     return (
@@ -52,7 +61,7 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         and _ONEDNN is not None
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and not (n_rows == 1 and not weight.is_contiguous())  # stored by columns, for MKL: see `store_for_generation`
+        and not (n_rows <= FEW_ROWS and not weight.is_contiguous())  # MKL reads columns: see `store_for_generation`
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
@@ -110,7 +119,7 @@ class StoredLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def store_for_generation(model: nn.Module, stored_as: str = "float32") -> nn.Module:
+def store_for_generation(model: nn.Module, stored_as: str = "float32", batch_size: int = 1) -> nn.Module:
     """Change how a model's matrices lie in memory, so that generating one token at a time reads them faster.
 
     A single row times a matrix is a pass over memory, so the layout and the number of bits decide how long it takes. In
@@ -120,20 +129,22 @@ def store_for_generation(model: nn.Module, stored_as: str = "float32") -> nn.Mod
     Args:
         model: Its linear layers are changed in place.
         stored_as: "float32", "bfloat16" (half the bytes) or "int8" (a quarter).
+        batch_size: How many texts are to be continued at once; any number works, this one is the fastest.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: `stored_as` is none of these, or the model is stored in fewer bits already.
+        ValueError: A setting breaks its rule, or the model is stored in fewer bits already.
     """
+    require_whole("batch_size", batch_size, "of at least 1", lambda n: n >= 1)
     if stored_as not in STORED_AS:
         raise ValueError(f"stored_as must be one of {', '.join(STORED_AS)}, got stored_as={stored_as!r}")
     if is_stored_in_few_bits(model):
         raise ValueError(f"stored_as must be chosen once, got stored_as={stored_as!r} for a model in few bits already")
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and stored_as == "float32":
-            _store_in_float32(layer)
+            _store_in_float32(layer, batch_size)
         elif isinstance(layer, nn.Linear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, StoredLinear(layer, stored_as))
@@ -145,10 +156,16 @@ def is_stored_in_few_bits(model: nn.Module) -> bool:
     return any(isinstance(layer, StoredLinear) for layer in model.modules())
 
 
-def _store_in_float32(layer: nn.Linear) -> None:
-    # MKL runs through a matrix that is stored by columns, one thread alone, as fast as memory allows, where the columns
-    # are the longer side; oneDNN's threads share the rows of a large one.
+def _store_in_float32(layer: nn.Linear, batch_size: int) -> None:
+    # MKL runs through a matrix that is stored by columns as fast as memory allows, where the columns are the longer
+    # side: on Intel's processors with all threads, on others with one, and there oneDNN's threads share its rows. For
+    # more than one row at a time oneDNN is the faster, and wants rows.
     n_out, n_in = layer.weight.shape
-    shared = _ONEDNN is not None and torch.get_num_threads() > 1 and layer.weight.numel() >= MIN_PRODUCTS
-    by_columns = n_out >= n_in and not shared
-    layer.weight.data = layer.weight.data.t().contiguous().t() if by_columns else layer.weight.data.contiguous()
+    is_large = _ONEDNN is not None and layer.weight.numel() * batch_size >= MIN_PRODUCTS
+    by_rows = n_out < n_in or (is_large and (batch_size > 1 or (torch.get_num_threads() > 1 and not _is_intel())))
+    layer.weight.data = layer.weight.data.contiguous() if by_rows else layer.weight.data.t().contiguous().t()
+
+
+def _is_intel() -> bool:
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # newer torch only
+    return "intel" in str(get_capabilities().get("cpu_name", "")).lower()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from l1_ref.config import L1Config
+from l1_ref.decoding import Decoder
 from l1_ref.generation import (
     apply_temperature,
     generate,
@@ -361,7 +362,7 @@ class TestMode:
         def fail(*_):
             raise ArithmeticError
 
-        monkeypatch.setattr(model, "hidden", fail)
+        monkeypatch.setattr(Decoder, "step", fail)
         with pytest.raises(ArithmeticError):
             next(parts)
         assert model.training == training and torch.is_grad_enabled()

@@ -106,14 +106,29 @@ def test_float32_storage_changes_where_numbers_lie_and_nothing_else(n_threads):
         torch.set_num_threads(before_threads)
 
 
-def test_large_matrices_are_stored_by_rows_where_threads_share_them():
+@pytest.mark.parametrize(
+    "n_threads, batch_size, is_intel, stride",
+    [
+        (1, 1, False, (1, 2048)),
+        (2, 1, False, (256, 1)),  # oneDNN's threads share the rows
+        (2, 1, True, (1, 2048)),  # here MKL's threads share the columns
+        (1, 8, True, (256, 1)),
+        (2, 8, False, (256, 1)),
+    ],
+)
+def test_large_matrices_are_stored_as_they_are_read_fastest(monkeypatch, n_threads, batch_size, is_intel, stride):
     layer, before = Linear(256, 2048), torch.get_num_threads()
-    for n_threads, stride in ((1, (1, 2048)), (2, (256, 1))):
-        torch.set_num_threads(n_threads)
-        try:
-            assert store_for_generation(layer).weight.stride() == stride
-        finally:
-            torch.set_num_threads(before)
+    monkeypatch.setattr("l1_ref.linear._is_intel", lambda: is_intel)
+    torch.set_num_threads(n_threads)
+    try:
+        assert store_for_generation(layer, batch_size=batch_size).weight.stride() == stride
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_batch_size_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size must be .* of at least 1, got batch_size=0"):
+        store_for_generation(L1Model(TINY), batch_size=0)
 
 
 @pytest.mark.parametrize("n_in", [8, 48, 50, 64])
