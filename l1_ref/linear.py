@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from l1_ref.config import require_whole
 
-# torch multiplies float32 matrices with MKL, and brings oneDNN, which is faster at it on many processors. The function
-# is not a public one; where a build of torch lacks it, MKL (or whatever `F.linear` uses) serves.
+# torch multiplies float32 matrices with MKL, and brings oneDNN, which is the faster on AMD's processors, and on Intel's
+# for a few rows at a time. The function is not a public one; where a build of torch lacks it, `F.linear` serves.
+ON_AMD = "amd" in str(torch.cpu.get_capabilities().get("cpu_name", "")).lower()
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 # Below so many multiplications the preparations cost more than oneDNN saves; more so where gradients are wanted.
 MIN_PRODUCTS, MIN_PRODUCTS_WITH_GRADIENTS = 2**19, 2**27
@@ -59,6 +60,7 @@ def suits_onednn(x: Float[Tensor, "*shape C"], weight: Float[Tensor, "F C"]) -> 
     return (
         n_rows * weight.numel() >= least
         and _ONEDNN is not None
+        and (ON_AMD or 1 < n_rows <= FEW_ROWS)
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and not (n_rows <= FEW_ROWS and not weight.is_contiguous())  # MKL reads columns: see `store_for_generation`
@@ -158,14 +160,9 @@ def is_stored_in_few_bits(model: nn.Module) -> bool:
 
 def _store_in_float32(layer: nn.Linear, batch_size: int) -> None:
     # MKL runs through a matrix that is stored by columns as fast as memory allows, where the columns are the longer
-    # side: on Intel's processors with all threads, on others with one, and there oneDNN's threads share its rows. For
-    # more than one row at a time oneDNN is the faster, and wants rows.
+    # side: with all threads on Intel's processors, with one on AMD's, where oneDNN's threads share the rows instead.
+    # For more than one row at a time oneDNN is the faster, and wants rows.
     n_out, n_in = layer.weight.shape
     is_large = _ONEDNN is not None and layer.weight.numel() * batch_size >= MIN_PRODUCTS
-    by_rows = n_out < n_in or (is_large and (batch_size > 1 or (torch.get_num_threads() > 1 and not _is_intel())))
+    by_rows = n_out < n_in or (is_large and (batch_size > 1 or (ON_AMD and torch.get_num_threads() > 1)))
     layer.weight.data = layer.weight.data.contiguous() if by_rows else layer.weight.data.t().contiguous().t()
-
-
-def _is_intel() -> bool:
-    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # newer torch only
-    return "intel" in str(get_capabilities().get("cpu_name", "")).lower()

@@ -10,7 +10,7 @@ from torch import nn
 from l1_ref import linear as module
 from l1_ref.config import L1Config
 from l1_ref.files import DATA_DIR
-from l1_ref.linear import STORED_AS, Linear, StoredLinear, linear, store_for_generation
+from l1_ref.linear import STORED_AS, Linear, StoredLinear, linear, store_for_generation, suits_onednn
 from l1_ref.loss import cross_entropy
 from l1_ref.optimization import build_optimizer
 from l1_ref.steps import train_step
@@ -29,9 +29,22 @@ def library(request, monkeypatch):
     """Send every product, however small, to oneDNN, or none at all, as on a build of torch without it."""
     if not request.param:
         monkeypatch.setattr(module, "_ONEDNN", None)
+    monkeypatch.setattr(module, "ON_AMD", True)
     monkeypatch.setattr(module, "MIN_PRODUCTS", 1)
     monkeypatch.setattr(module, "MIN_PRODUCTS_WITH_GRADIENTS", 1)
     return request.param
+
+
+@pytest.mark.parametrize("on_amd", [True, False])
+@pytest.mark.parametrize("n_rows", [1, 2, 16, 17, 400])
+def test_onednn_gets_what_it_is_faster_at(monkeypatch, on_amd, n_rows):
+    monkeypatch.setattr(module, "ON_AMD", on_amd)
+    x, weight = torch.zeros(n_rows, 800), torch.zeros(700, 800)
+    with torch.no_grad():
+        assert suits_onednn(x, weight) == (on_amd or n_rows in {2, 16})
+        by_columns = weight.t().contiguous().t()
+        assert suits_onednn(x, by_columns) == (on_amd and n_rows > 16)
+    assert suits_onednn(x, weight) == (on_amd and n_rows == 400)  # with gradients
 
 
 def test_this_torch_has_the_function_that_the_fast_path_is_made_of():
@@ -107,18 +120,18 @@ def test_float32_storage_changes_where_numbers_lie_and_nothing_else(n_threads):
 
 
 @pytest.mark.parametrize(
-    "n_threads, batch_size, is_intel, stride",
+    "n_threads, batch_size, on_amd, stride",
     [
-        (1, 1, False, (1, 2048)),
-        (2, 1, False, (256, 1)),  # oneDNN's threads share the rows
-        (2, 1, True, (1, 2048)),  # here MKL's threads share the columns
+        (1, 1, True, (1, 2048)),
+        (2, 1, True, (256, 1)),  # oneDNN's threads share the rows
+        (2, 1, False, (1, 2048)),  # MKL's threads share the columns
         (1, 8, True, (256, 1)),
         (2, 8, False, (256, 1)),
     ],
 )
-def test_large_matrices_are_stored_as_they_are_read_fastest(monkeypatch, n_threads, batch_size, is_intel, stride):
+def test_large_matrices_are_stored_as_they_are_read_fastest(monkeypatch, n_threads, batch_size, on_amd, stride):
     layer, before = Linear(256, 2048), torch.get_num_threads()
-    monkeypatch.setattr("l1_ref.linear._is_intel", lambda: is_intel)
+    monkeypatch.setattr("l1_ref.linear.ON_AMD", on_amd)
     torch.set_num_threads(n_threads)
     try:
         assert store_for_generation(layer, batch_size=batch_size).weight.stride() == stride

@@ -396,8 +396,10 @@ def test_the_compiler_sees_the_whole_model_as_one_graph_with_the_same_logits():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("on_amd", [True, False])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (3, 100_000)], ids=str)
-def test_gelu_in_training_has_the_values_and_gradients_of_torchs(shape):
+def test_gelu_in_training_has_the_values_and_gradients_of_torchs(shape, on_amd, monkeypatch):
+    monkeypatch.setattr("l1_ref.transformer.ON_AMD", on_amd)
     x = (3 * torch.randn(shape)).requires_grad_()
     ours, torchs = gelu(x), F.gelu(x, approximate="tanh")
     torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-6)
@@ -406,7 +408,9 @@ def test_gelu_in_training_has_the_values_and_gradients_of_torchs(shape):
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_gelu_takes_what_is_not_contiguous_and_what_is_large():
+@pytest.mark.parametrize("on_amd", [True, False])
+def test_gelu_takes_what_is_not_contiguous_and_what_is_large(on_amd, monkeypatch):
+    monkeypatch.setattr("l1_ref.transformer.ON_AMD", on_amd)
     x = torch.randn(6, 5).t().requires_grad_()
     torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-6)
     ends = torch.tensor([-1e4, -40.0, 0.0, 40.0, 1e4], requires_grad=True)
