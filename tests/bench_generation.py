@@ -101,7 +101,7 @@ def bench(task: Task, device: str, rounds: int) -> dict:
     result["few_bits"] = {
         name: statistics.median(rate / peer for rate, peer in zip(rates[name], best, strict=True)) for name in few_bits
     }
-    return result | {f"share_of_{name}": used / result["median"][name] for name in ("read", "sum")}
+    return result | {"share_of_bandwidth": used / max(result["median"][name] for name in ("read", "sum", "copy"))}
 
 
 def quality() -> dict[str, float]:
@@ -126,8 +126,8 @@ def run(device: str, rounds: int, quick: bool, title: str) -> dict:
         copied, read, summed = (result["median"][name] / 1e9 for name in ("copy", "read", "sum"))
         few = ", ".join(f"{name} {ratio:.2f} times the best peer" for name, ratio in result["few_bits"].items())
         print(
-            f"    {result['name']}: weights read at {result['share_of_read']:.0%} of a matrix by a vector "
-            f"({read:.1f} GB/s), {result['share_of_sum']:.0%} of a sum ({summed:.1f} GB/s; copy {copied:.1f}); {few}"
+            f"    {result['name']}: weights read at {result['share_of_bandwidth']:.0%} of the memory's rate "
+            f"(a matrix by a vector {read:.1f} GB/s, a sum {summed:.1f}, a copy {copied:.1f}); {few}"
         )
     losses = quality()
     told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
