@@ -25,7 +25,7 @@ help:
 	@echo "make test       ruff, pytest, and every notebook run again and compared (a few minutes)"
 	@echo "make notebooks  build the notebooks from notebooks/src (about a minute)"
 	@echo "make data       rebuild the corpus, its tokenizer and the trained model from nothing (about 10 minutes)"
-	@echo "make bench      speed beside transformers and litgpt (about 8 minutes; BENCH_OPTIONS=--quick for 2)"
+	@echo "make bench      speed beside transformers and litgpt (about 25 minutes; BENCH_OPTIONS=--quick for 8)"
 	@echo "make clean      remove caches and builds; the environment, your workspace and your runs stay"
 
 environment: $(READY)
@@ -76,7 +76,7 @@ $(BENCH_READY): $(READY)
 	@touch $@
 
 bench: $(BENCH_READY)
-	$(call step,bench: L1 beside transformers and litgpt (about 8 minutes; BENCH_OPTIONS=--quick for 2),$(BIN)/python -m tests.bench $(BENCH_OPTIONS))
+	$(call step,bench: L1 beside transformers and litgpt (about 25 minutes; BENCH_OPTIONS=--quick for 8),$(BIN)/python -m tests.bench $(BENCH_OPTIONS))
 	$(call step,bench: how long each check takes (a minute),$(BIN)/python -m tests.bench_checks)
 
 clean:

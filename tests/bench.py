@@ -1,7 +1,7 @@
 """How fast L1 trains and generates beside transformers' GPT-2 and litgpt's GPT, and beside what this machine can do.
 
     make bench                                   or, with the `bench` extra installed:
-    python -m tests.bench [--quick] [--json FILE] [--threads N] [--device cpu|cuda]
+    python -m tests.bench [--quick] [--only training|generation|costs] [--json FILE] [--threads N] [--device cpu|cuda]
 
 Everything is measured in turns (L1, transformers, litgpt, the machine, L1, …), so that a slow minute of the machine
 falls on all of them. A figure is the median of its turns; a ratio is the median over rounds of L1's rate by the peer's

@@ -9,7 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from l1_ref import DATA_DIR, L1Config, cross_entropy, load_run, store_for_generation
+from l1_ref import DATA_DIR, L1Config, evaluate, load_run, store_for_generation
+from l1_ref.data import make_document_corpus
+from l1_ref.linear import STORED_AS
 from l1_ref.tales import load_tales
 from tests.bench import Turn, build_models, measure, show, summary, timed
 
@@ -107,15 +109,12 @@ def bench(task: Task, device: str, rounds: int) -> dict:
 def quality() -> dict[str, float]:
     """Return the loss of the trained tiny model on validation tales, nats a token, by how its weights are stored."""
     run = load_run(DATA_DIR / "tiny")
-    context = run.model.config.max_seq_length
-    ids = [id_ for tale in load_tales("validation")[:200] for id_ in run.tokenizer.encode(tale)]
-    rows = torch.tensor(ids[: len(ids) // (context + 1) * (context + 1)]).view(-1, context + 1)
-    losses = {}
-    for stored_as in ("float32", "bfloat16", "int8"):
-        model = store_for_generation(copy.deepcopy(run.model), stored_as)
-        with torch.no_grad():
-            losses[stored_as] = cross_entropy(model(rows[:, :-1]), rows[:, 1:]).item()
-    return losses
+    corpus = make_document_corpus(load_tales("train")[:1], load_tales("validation"), run.tokenizer)
+    batches = corpus.validation_batches(run.model.config.max_seq_length, 16)
+    return {
+        stored_as: evaluate(store_for_generation(copy.deepcopy(run.model), stored_as), batches)
+        for stored_as in STORED_AS
+    }
 
 
 def run(device: str, rounds: int, quick: bool, title: str) -> dict:
