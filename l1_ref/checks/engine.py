@@ -153,6 +153,8 @@ class Exercise:
         __tracebackhide__ = True
         verdict = self.diagnose(candidate)
         marks.record(self.name, verdict.state)
+        told = {"state": verdict.state, "mistakes": verdict.mistakes, "text": verdict.text}
+        marks.tell(exercise=self.name, notebook=self.notebook, **told)
         if not verdict.passed:
             raise messages.failure(verdict.text, verdict.picture)
         print(verdict.text)
