@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from l1_ref.checkpoint import CHECKPOINT_FILE, read_checkpoint_state
 from l1_ref.config import L1Config, require_whole
+from l1_ref.course import commands
 from l1_ref.data import DATA_DIR
 from l1_ref.loss import perplexity
 from l1_ref.runs import SPEC_FILE, RunSpec, continue_text, rebuild_data, train_run
@@ -29,8 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="L1: build GPT from an empty cell. Train the reference on a text of yours, and talk to it.",
 )
-# A path may hold what Rich would take for markup; and a line is for the terminal to break, not for a pipe.
-out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+for _command in commands.COMMANDS:
+    app.command()(_command)
+out = commands.out
 
 
 @app.command()
@@ -209,30 +210,6 @@ def download(
     from l1_ref.downloads import download as fetch
 
     out.print(f"{fetch(name, folder)}")
-
-
-@app.command()
-def learn(
-    folder: Annotated[Path, typer.Argument(help="Your workspace; made if it is not there.")] = Path("workspace"),
-    lab: Annotated[bool, typer.Option("--lab/--no-lab", help="Open JupyterLab on the first notebook.")] = True,
-) -> None:
-    """Make your workspace, or go on in it, and open JupyterLab; what you wrote is never overwritten."""
-    from l1_ref.course import workspace
-
-    notebook = workspace.learn(folder)
-    out.print(f"workspace: {folder}   next: {notebook.name}")
-    if lab:
-        sys.exit(workspace.open_lab(notebook))
-
-
-@app.command()
-def progress(
-    folder: Annotated[Path, typer.Argument(help="Your workspace.")] = Path("workspace"),
-) -> None:
-    """Show which exercises of a workspace are solved."""
-    from l1_ref import checks
-
-    checks.progress(folder)
 
 
 @app.command("data")
