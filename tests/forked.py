@@ -56,7 +56,8 @@ def child(command: dict, errors: Path) -> None:
     for number, path in ((1, os.devnull), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     sys.argv = ["l1", *command["arguments"]]
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests may ignore it
+    for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, usual)  # whatever started the tests may ignore it: nohup, a shell's &
     if command["ignored"]:
         signal.signal(command["ignored"], signal.SIG_IGN)  # as nohup does
     if command["powerless"] and os.geteuid() == 0:
