@@ -21,6 +21,10 @@ def softmax(x: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape"]:
         x: Scores of any shape; -inf becomes probability 0.
         dim: The axis whose entries are to sum to 1.
 
+    Example:
+        >>> softmax(torch.tensor([[0.0, 0.0], [1000.0, 0.0]]), dim=-1).tolist()
+        [[0.5, 0.5], [1.0, 0.0]]
+
     Source: Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs".
     """
     weights = torch.exp(x - x.amax(dim, keepdim=True))
@@ -41,6 +45,10 @@ def causal_mask(T: int, S: int, device: torch.device | str | None = None) -> Boo
     Raises:
         ValueError: There are more queries than keys.
 
+    Example:
+        >>> causal_mask(2, 3).int().tolist()  # two queries, the last two of three positions
+        [[1, 1, 0], [1, 1, 1]]
+
     Source: Vaswani et al. 2017, section 3.2.3.
     """
     if not 0 < T <= S:
@@ -58,6 +66,11 @@ def attention_weights(
         k: Keys.
         mask: Broadcasts to (B, H, T, S); True where attention is allowed. A query that may attend to
             nothing gets zeros.
+
+    Example:
+        >>> q, k = torch.zeros(1, 1, 2, 4), torch.ones(1, 1, 2, 4)
+        >>> attention_weights(q, k, causal_mask(2, 2))[0, 0].tolist()
+        [[1.0, 0.0], [0.5, 0.5]]
 
     Source: Vaswani et al. 2017, equation 1: softmax(Q K^T / sqrt(d_k)).
     """
@@ -85,6 +98,12 @@ def scaled_dot_product_attention(
         mask: As in `attention_weights`.
         dropout_p: Probability of dropping a weight; active whenever it is not 0.
 
+    Example:
+        >>> q, k, v = torch.randn(3, 2, 4, 5, 8)  # each (B=2, H=4, T=5, D=8)
+        >>> fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        >>> torch.allclose(scaled_dot_product_attention(q, k, v, causal_mask(5, 5)), fused, atol=1e-5)
+        True
+
     Source: Vaswani et al. 2017, equation 1.
     """
     return F.dropout(attention_weights(q, k, mask), dropout_p) @ v
@@ -99,6 +118,10 @@ def split_heads(x: Float[Tensor, "B T C"], n_heads: int) -> Float[Tensor, "B H T
 
     Raises:
         ValueError: The width is not a multiple of `n_heads`.
+
+    Example:
+        >>> split_heads(torch.randn(2, 5, 12), n_heads=3).shape
+        torch.Size([2, 3, 5, 4])
     """
     B, T, C = x.shape
     if C % n_heads:
@@ -111,6 +134,11 @@ def merge_heads(x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T C"]:
 
     Args:
         x: One sequence of D-wide vectors for each head.
+
+    Example:
+        >>> x = torch.randn(2, 5, 12)
+        >>> torch.equal(merge_heads(split_heads(x, n_heads=3)), x)
+        True
     """
     return x.transpose(1, 2).flatten(2)  # (B, T, C)
 
@@ -136,6 +164,14 @@ class KVCache:
         batch_size: Number of sequences B.
         dtype: Of the keys and values; torch's default where None.
         device: Where they are kept.
+
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny")).eval()
+        >>> ids, cache = torch.tensor([[5, 6, 7, 8]]), KVCache(model.config, batch_size=1)
+        >>> with torch.no_grad():
+        ...     first, last, whole = model.hidden(ids[:, :3], cache), model.hidden(ids[:, 3:], cache), model.hidden(ids)
+        >>> cache.length, torch.allclose(last, whole[:, 3:], atol=1e-5)
+        (4, True)
 
     Source: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2.1.
     """
@@ -190,6 +226,12 @@ class MultiHeadAttention(nn.Module):
     Args:
         config: Uses `n_embd`, `n_heads`, `dropout` and `attention`.
         layer: Index of the block this belongs to: its place in a `KVCache`.
+
+    Example:
+        >>> attention, x = MultiHeadAttention(L1Config.preset("tiny")), torch.randn(1, 5, 128)
+        >>> y = attention(x)
+        >>> torch.allclose(attention(x[:, :3]), y[:, :3], atol=1e-5)  # what comes later changes nothing before it
+        True
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """

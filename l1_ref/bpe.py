@@ -25,6 +25,10 @@ def count_pairs(words: Mapping[tuple[int, ...], int]) -> Counter[Pair]:
 
     Returns:
         Occurrences of each pair, every word counted as often as it occurs; (1, 1, 1) holds the pair (1, 1) twice.
+
+    Example:
+        >>> dict(count_pairs({(1, 1, 1): 2, (1, 2): 5}))
+        {(1, 1): 4, (1, 2): 5}
     """
     counts: Counter[Pair] = Counter()
     for word, n_occurrences in words.items():
@@ -43,6 +47,10 @@ def merge_pair(word: tuple[int, ...], pair: Pair, new_id: int) -> tuple[int, ...
 
     Returns:
         The word with every occurrence replaced.
+
+    Example:
+        >>> merge_pair((1, 2, 1, 2, 3), pair=(1, 2), new_id=9)
+        (9, 9, 3)
     """
     merged: list[int] = []
     i = 0
@@ -90,6 +98,11 @@ def train_bpe(text: str | Sequence[str], vocab_size: int) -> dict[bytes, int]:
 
     Raises:
         ValueError: `vocab_size` is below 256.
+
+    Example:
+        >>> ranks = train_bpe("low lower lowest", vocab_size=259)
+        >>> list(ranks)[256:]
+        [b'ow', b'low', b'lowe']
 
     Source: Sennrich et al. 2016, Neural Machine Translation of Rare Words with Subword Units, algorithm 1.
     """
@@ -197,6 +210,11 @@ def encode(text: str, ranks: Mapping[bytes, int]) -> list[int]:
 
     Raises:
         ValueError: a byte of the text is not in the vocabulary.
+
+    Example:
+        >>> ranks = train_bpe("low lower lowest", vocab_size=259)
+        >>> encode("lowly", ranks)  # low, l, y
+        [257, 108, 121]
 
     Source: Sennrich et al. 2016, section 3.2.
     """

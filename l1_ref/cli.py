@@ -4,8 +4,6 @@ import os
 import re
 import shlex
 import sys
-import threading
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +73,7 @@ def train(
     spec = RunSpec(texts, tokenizer, preset, model_settings, training)
     _require_free(folder, resume)
     try:
-        with handling(_stop_once()):
+        with handling(commands.stop_once()):
             metrics = train_run(spec, folder, resume=resume, device=_device(device), say=out.print)
     except KeyboardInterrupt as stop:  # here, because Typer would swallow where the run stopped
         print(str(stop) or _where_it_stopped(folder), file=sys.stderr)
@@ -83,18 +81,6 @@ def train(
             print(f"go on with: l1 train --resume --out {shlex.quote(str(folder))}", file=sys.stderr)
         raise typer.Exit(130) from None
     _report(metrics, folder)
-
-
-def _stop_once() -> Callable[..., None]:
-    """Return a handler that ends what runs; a second signal must not break off the tidying up."""
-    asked = threading.Event()
-
-    def stop(*_: Any) -> None:
-        if not asked.is_set():
-            asked.set()
-            raise KeyboardInterrupt
-
-    return stop
 
 
 def _where_it_stopped(folder: Path) -> str:

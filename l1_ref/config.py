@@ -1,4 +1,9 @@
-"""The model's configuration: one frozen, validated record, and the presets of the course."""
+"""The model's configuration: one frozen, validated record, and the presets of the course.
+
+Example:
+    >>> {name: config.n_layers for name, config in PRESETS.items()}
+    {'tiny': 2, 'small': 6, 'base': 12, 'large': 24, 'gpt2': 12}
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +36,15 @@ class L1Config:
 
     Raises:
         ValueError: A field breaks its rule; the message names the field, the rule and the value.
+
+    Example:
+        >>> config = L1Config(n_layers=2, n_heads=4, n_embd=128)
+        >>> config.n_inner, config.head_width
+        (512, 32)
+        >>> L1Config(n_heads=4, n_embd=130)
+        Traceback (most recent call last):
+            ...
+        ValueError: n_embd must be a multiple of n_heads, got n_embd=130, n_heads=4
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
     """

@@ -1,4 +1,9 @@
-"""Texts to corpora of ids, and ids to (x, y) batches: the only place where targets are shifted."""
+"""Texts to corpora of ids, and ids to (x, y) batches: the only place where targets are shifted.
+
+Example:
+    >>> sorted(path.name for path in DATA_DIR.glob("tales-*.txt"))  # the course's own corpus
+    ['tales-train.txt', 'tales-validation.txt']
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,6 +83,12 @@ class Corpus:
         train: ids to learn from.
         validation: ids to measure on, never trained on.
         document_starts: where documents start in `train`, each at the end-of-text id before it; None for plain text.
+
+    Example:
+        >>> corpus = Corpus(train=torch.arange(90), validation=torch.arange(90, 100))
+        >>> x, y = corpus.batch(batch_size=2, context=8)
+        >>> x.shape, torch.equal(y, x + 1)
+        (torch.Size([2, 8]), True)
     """
 
     train: Integer[Tensor, " N"]
@@ -222,6 +233,11 @@ def next_token_batch(
 
     Raises:
         ValueError: a size is below 1, or the stream is too short or not one-dimensional.
+
+    Example:
+        >>> x, y = next_token_batch(torch.arange(100), batch_size=4, context=8)
+        >>> x.shape, torch.equal(y, x + 1)
+        (torch.Size([4, 8]), True)
     """
     _check_batch(ids, batch_size, context)
     if len(ids) <= context:

@@ -17,6 +17,11 @@ class TokenEmbedding(nn.Module):
         vocab_size: Number of ids V.
         n_embd: Width C of a vector.
 
+    Example:
+        >>> embedding = TokenEmbedding(vocab_size=10, n_embd=4)
+        >>> torch.equal(embedding(torch.tensor([7, 2])), embedding.weight[[7, 2]])
+        True
+
     Source: Bengio et al. 2003, "A Neural Probabilistic Language Model", section 2: the matrix C.
     """
 
@@ -50,6 +55,10 @@ def sinusoidal_positions(max_seq_length: int, n_embd: int) -> Float[Tensor, "T C
     Raises:
         ValueError: `n_embd` is odd.
 
+    Example:
+        >>> sinusoidal_positions(max_seq_length=3, n_embd=4)[0].tolist()
+        [0.0, 1.0, 0.0, 1.0]
+
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
     """
     if n_embd % 2:
@@ -67,6 +76,11 @@ class PositionalEmbedding(nn.Module):
     Args:
         max_seq_length: Number of positions.
         n_embd: Width C of a vector.
+
+    Example:
+        >>> position = PositionalEmbedding(max_seq_length=8, n_embd=4)
+        >>> torch.equal(position(2, offset=3), position.weight[3:5])
+        True
 
     Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", equation 2: W_p.
     """
@@ -113,6 +127,10 @@ class InputEmbedding(nn.Module):
 
     Args:
         config: Uses `vocab_size`, `max_seq_length`, `n_embd`, `dropout` and `position_encoding`.
+
+    Example:
+        >>> InputEmbedding(L1Config.preset("tiny"))(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 128])
 
     Source: Radford et al. 2018, equation 2: h_0 = U W_e + W_p.
     """

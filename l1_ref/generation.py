@@ -18,6 +18,10 @@ def greedy(logits: Float[Tensor, "B V"]) -> Int[Tensor, "B 1"]:
 
     Args:
         logits: Scores of the next token.
+
+    Example:
+        >>> greedy(torch.tensor([[0.1, 2.0, -1.0]])).tolist()
+        [[1]]
     """
     return logits.argmax(dim=-1, keepdim=True)  # (B, 1)
 
@@ -31,6 +35,10 @@ def apply_temperature(logits: Float[Tensor, "B V"], temperature: float) -> Float
 
     Raises:
         ValueError: The temperature is not above 0.
+
+    Example:
+        >>> apply_temperature(torch.tensor([[1.0, 2.0]]), temperature=0.5).tolist()
+        [[2.0, 4.0]]
 
     Source: Ackley, Hinton and Sejnowski 1985, "A Learning Algorithm for Boltzmann Machines", equation 5.
     """
@@ -49,6 +57,10 @@ def top_k_filter(logits: Float[Tensor, "B V"], k: int) -> Float[Tensor, "B V"]:
     Raises:
         ValueError: k is below 1.
 
+    Example:
+        >>> top_k_filter(torch.tensor([[1.0, 3.0, 2.0]]), k=2).tolist()
+        [[-inf, 3.0, 2.0]]
+
     Source: Fan, Lewis and Dauphin 2018, "Hierarchical Neural Story Generation", section 5.1.
     """
     _check_top_k(k)
@@ -65,6 +77,11 @@ def top_p_filter(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]
 
     Raises:
         ValueError: p is outside (0, 1].
+
+    Example:
+        >>> logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+        >>> top_p_filter(logits, p=0.7).isfinite().tolist()  # 0.5 is not enough: the token that crosses 0.7 stays
+        [[True, True, False]]
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
@@ -97,6 +114,12 @@ def sample(
 
     Raises:
         ValueError: A setting breaks its rule.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 2.0, 1.0]])
+        >>> draws = {sample(logits, temperature=0.8, top_k=2).item() for _ in range(50)}
+        >>> draws <= {1, 2}
+        True
     """
     _check_sampling(temperature, top_k, top_p)
     if temperature == 0:
@@ -162,6 +185,11 @@ def generate(
 
     Raises:
         ValueError: A setting or the prompt breaks its rule.
+
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> generate(model, torch.tensor([[1, 2, 3]]), max_new_tokens=4, temperature=0.8, top_k=50).shape
+        torch.Size([1, 7])
     """
     new = stream(model, ids, max_new_tokens, temperature, top_k, top_p, do_sample, stop_token, use_cache, generator)
     return torch.cat([ids, *new], dim=1)
@@ -182,6 +210,11 @@ def stream(
     """Yield the next id of each row as soon as it is known; the arguments are those of `generate`.
 
     While it runs the model is in eval mode; when it ends, or is closed, the model is back in the mode it came in.
+
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> [next_ids.shape for next_ids in stream(model, torch.tensor([[1, 2, 3]]), max_new_tokens=2)]
+        [torch.Size([1, 1]), torch.Size([1, 1])]
     """
     _check_prompt(model, ids, max_new_tokens, stop_token)
     _check_sampling(temperature, top_k, top_p)

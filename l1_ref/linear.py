@@ -26,6 +26,11 @@ class Linear(nn.Linear):
         in_features: Width of the input.
         out_features: Width of the output.
         bias: Whether a vector is added.
+
+    Example:
+        >>> layer, x = Linear(4, 3), torch.randn(2, 4)
+        >>> torch.allclose(layer(x), x @ layer.weight.T + layer.bias, atol=1e-6)
+        True
     """
 
     def forward(self, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape F"]:
@@ -138,6 +143,11 @@ def store_for_generation(model: nn.Module, stored_as: str = "float32", batch_siz
 
     Raises:
         ValueError: A setting breaks its rule, or the model is stored in fewer bits already.
+
+    Example:
+        >>> model = store_for_generation(L1Model(L1Config.preset("tiny")), stored_as="int8")
+        >>> model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4).shape
+        torch.Size([1, 7])
     """
     require_whole("batch_size", batch_size, "of at least 1", lambda n: n >= 1)
     if stored_as not in STORED_AS:

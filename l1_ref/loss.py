@@ -32,6 +32,11 @@ def cross_entropy(
     Returns:
         The loss in nats a token, in float32 or better.
 
+    Example:
+        >>> logits = torch.zeros(2, 3, 8)  # each of 8 tokens is as likely as the others
+        >>> round(cross_entropy(logits, torch.randint(8, (2, 3))).exp().item(), 3)
+        8.0
+
     Source: Bengio et al. 2003, section 2; smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture",
     section 7.
     """
@@ -63,6 +68,12 @@ def linear_cross_entropy(
     Returns:
         The loss in nats a token. Under autocast its products are in that dtype, which must not be float16: the
         gradients are made before a loss scale could reach them.
+
+    Example:
+        >>> hidden, weight, targets = torch.randn(2, 5, 4), torch.randn(9, 4), torch.randint(9, (2, 5))
+        >>> explicit = cross_entropy(hidden @ weight.T, targets)
+        >>> torch.allclose(linear_cross_entropy(hidden, weight, targets), explicit, atol=1e-5)
+        True
 
     Source: Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2, fused linear cross
     entropy; `cross_entropy` is the explicit twin.
@@ -126,6 +137,10 @@ def perplexity(loss: float | Tensor) -> float | Tensor:
 
     Returns:
         At least 1; a float for a float, a tensor for a tensor; inf where a float's exponential overflows.
+
+    Example:
+        >>> perplexity(0.0), round(perplexity(2.0), 2)
+        (1.0, 7.39)
 
     Source: Jelinek et al. 1977, "Perplexity: a measure of the difficulty of speech recognition tasks".
     """

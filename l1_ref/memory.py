@@ -27,6 +27,12 @@ def training_memory(config: L1Config, batch_size: int, dtype: torch.dtype, check
         Bytes of `parameters`, `gradients`, `optimizer`, `activations` (kept from the forward pass), `recomputed` (one
         block's, with checkpointing) and their sum, `total`.
 
+    Example:
+        >>> config = L1Config.preset("tiny")
+        >>> parts = training_memory(config, batch_size=8, dtype=torch.float32, checkpointing=False)
+        >>> parts["parameters"] == 4 * count_parameters(config), parts["optimizer"] == 2 * parts["parameters"]
+        (True, True)
+
     Source: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.
     """
     half = dtype != torch.float32
@@ -77,6 +83,10 @@ def flops_per_token(config: L1Config) -> int:
     Returns:
         Floating-point operations a token, forward and backward; attention is counted as if it looked both ways.
 
+    Example:
+        >>> flops_per_token(L1Config.preset("tiny"))
+        3542016
+
     Source: Chowdhery et al. 2022, "PaLM", appendix B.
     """
     positions = config.max_seq_length * config.n_embd if config.position_encoding == "learned" else 0
@@ -108,6 +118,11 @@ def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     Args:
         model: Its parameters do not count.
         loss: Runs the forward pass.
+
+    Example:
+        >>> layer, x = torch.nn.Linear(4, 3), torch.randn(2, 4)
+        >>> saved_bytes(layer, lambda: layer(x).sum())  # x itself: 2 * 4 numbers of 4 bytes
+        32
     """
     meter = _Meter(model)
     with torch.autograd.graph.saved_tensors_hooks(meter.pack, lambda tensor: tensor):

@@ -18,6 +18,10 @@ def cosine_lr(step: int, lr_peak: float, warmup_steps: int, total_steps: int, lr
         total_steps: Where the cosine reaches `lr_min`; the rate stays there after.
         lr_min: The last rate.
 
+    Example:
+        >>> [round(cosine_lr(step, lr_peak=1.0, warmup_steps=2, total_steps=6), 2) for step in range(8)]
+        [0.0, 0.5, 1.0, 0.85, 0.5, 0.15, 0.0, 0.0]
+
     Source: Loshchilov and Hutter 2017, "SGDR", equation 5; warm-up: Goyal et al. 2017, section 2.2.
     """
     if step >= total_steps:
@@ -39,6 +43,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Returns:
         Two groups for `torch.optim.AdamW`, the decayed one first.
+
+    Example:
+        >>> decayed, others = parameter_groups(torch.nn.Linear(4, 3), weight_decay=0.1)
+        >>> [p.shape for p in decayed["params"]], [p.shape for p in others["params"]]
+        ([torch.Size([3, 4])], [torch.Size([3])])
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -57,6 +66,11 @@ def build_optimizer(
         lr: Learning rate; a schedule may set it before each step.
         betas: Memory of the two running means.
         weight_decay: Decay of the matrices.
+
+    Example:
+        >>> optimizer = build_optimizer(L1Model(L1Config.preset("tiny")), lr=1e-3)
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.1, 0.0]
     """
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=1e-8, fused=True)
 
@@ -82,6 +96,12 @@ def adamw_step(
         eps: Keeps the quotient finite.
         weight_decay: Fraction of p, times lr, that is taken off before the update.
 
+    Example:
+        >>> p, state = torch.ones(2), {}
+        >>> adamw_step(p, torch.tensor([5.0, -0.1]), state, lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
+        >>> [round(value, 3) for value in p.tolist()]  # the first step has the size lr, whatever the gradient's
+        [0.9, 1.1]
+
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
     if not state:
@@ -106,6 +126,12 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
     Returns:
         The norm before clipping.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.zeros(2))
+        >>> p.grad = torch.tensor([3.0, 4.0])
+        >>> clip_grad_norm([p], max_norm=1.0).item(), round(p.grad.norm().item(), 3)
+        (5.0, 1.0)
 
     Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """

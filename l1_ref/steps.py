@@ -59,6 +59,14 @@ def train_step(
     Returns:
         The loss before the step, in nats a token, detached.
 
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> optimizer = build_optimizer(model, lr=1e-3)
+        >>> x, y = next_token_batch(torch.arange(200), batch_size=2, context=16)
+        >>> losses = [train_step(model, x, y, optimizer).item() for _ in range(5)]
+        >>> losses[-1] < losses[0]
+        True
+
     Source: Rumelhart, Hinton and Williams 1986, "Learning representations by back-propagating errors".
     """
     optimizer.zero_grad()
@@ -89,6 +97,13 @@ def accumulate_gradients(
 
     Returns:
         The mean loss of all targets, in nats a token, detached.
+
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> x, y = next_token_batch(torch.arange(200), batch_size=4, context=16)
+        >>> loss = accumulate_gradients(model, [(x[:2], y[:2]), (x[2:], y[2:])])
+        >>> torch.allclose(loss, cross_entropy(model(x), y), atol=1e-4)
+        True
     """
     micro_batches = list(micro_batches)
     targets = sum((y != -100).sum() for _, y in micro_batches)
@@ -117,6 +132,14 @@ def loss_scaled_step(
 
     Returns:
         The loss, unscaled and detached, whether the step was taken or not.
+
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> optimizer, before = build_optimizer(model, lr=1e-3), model.head.weight.clone()
+        >>> x, y = next_token_batch(torch.arange(200), batch_size=2, context=16)
+        >>> loss = loss_scaled_step(model, x, y, optimizer, scale=float("inf"))
+        >>> torch.equal(model.head.weight, before)  # the gradients overflowed: the step was skipped
+        True
 
     Source: Micikevicius et al. 2018, "Mixed Precision Training", section 3.2.
     """
@@ -154,6 +177,14 @@ def amp_train_step(
     Returns:
         The loss, unscaled and detached.
 
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> optimizer, scaler = build_optimizer(model, lr=1e-3), torch.amp.GradScaler("cpu", enabled=False)
+        >>> x, y = next_token_batch(torch.arange(200), batch_size=2, context=16)
+        >>> loss = amp_train_step(model, x, y, optimizer, scaler, torch.bfloat16)
+        >>> model.head.weight.dtype, bool(loss.isfinite())
+        (torch.float32, True)
+
     Source: Micikevicius et al. 2018, section 3.
     """
     optimizer.zero_grad()
@@ -180,6 +211,12 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], dtype: torch.dtype = to
 
     Raises:
         ValueError: There is no target.
+
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> batch = next_token_batch(torch.arange(200), batch_size=2, context=16)
+        >>> 6 < evaluate(model, [batch]) < 8  # a blind guess among 1,000 tokens costs log(1000) = 6.9 nats
+        True
     """
     device = next(model.parameters()).device
     was_training = model.training

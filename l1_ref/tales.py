@@ -30,7 +30,13 @@ def grammar() -> Grammar:
 
 
 def generate_tale(rng: random.Random) -> str:
-    """Draw one tale; the same state of `rng` gives the same tale on every machine."""
+    """Draw one tale; the same state of `rng` gives the same tale on every machine.
+
+    Example:
+        >>> import random
+        >>> generate_tale(random.Random(7)).split(".")[0]
+        'Beside the famous bridge lived a gloomy girl called Ada'
+    """
     return grammar().generate(rng)[0]
 
 
@@ -66,6 +72,12 @@ def log_probability(tale: str) -> float:
 
     Returns:
         Nats, below 0; minus infinity where the tale is not in the language.
+
+    Example:
+        >>> round(log_probability(load_tales("validation")[0]), 2)
+        -44.34
+        >>> log_probability("Once upon a time there was a transformer.")
+        -inf
     """
     steps = derivation(tale)
     return math.fsum(math.log(step.probability) for step in steps) if steps else -math.inf
@@ -73,6 +85,10 @@ def log_probability(tale: str) -> float:
 
 def entropy() -> float:
     """The exact entropy of the language, in nats a tale: the mean of `-log_probability` over all tales.
+
+    Example:
+        >>> round(entropy(), 2)
+        54.33
 
     Source: Shannon 1948, "A Mathematical Theory of Communication", section 6.
     """
@@ -91,6 +107,12 @@ def entropy_floor(tales: Iterable[str], n_tokens: int) -> float:
 
     Raises:
         ValueError: a tale is not in the language, or `n_tokens` is not positive.
+
+    Example:
+        >>> tales, tokenizer = load_tales("validation"), load_tokenizer(DATA_DIR)
+        >>> n_tokens = sum(len(tokenizer.encode(tale)) + 1 for tale in tales)  # and the end of each tale
+        >>> round(entropy_floor(tales, n_tokens), 3)
+        0.492
     """
     if n_tokens < 1:
         raise ValueError(f"n_tokens must be at least 1, got {n_tokens}")
@@ -121,6 +143,10 @@ def load_tales(split: str) -> list[str]:
     Raises:
         ValueError: there is no such split.
         OSError: the corpus is missing; `make data` writes it.
+
+    Example:
+        >>> len(load_tales("train")), len(load_tales("validation"))
+        (2250, 250)
     """
     if split not in FILES:
         raise ValueError(f"split must be one of {', '.join(FILES)}, got {split!r}")

@@ -53,6 +53,11 @@ class CharTokenizer:
 
     Raises:
         ValueError: the list is empty, or holds a character twice or one that UTF-8 cannot store.
+
+    Example:
+        >>> tokenizer = CharTokenizer("abc")
+        >>> tokenizer.encode("cab"), tokenizer.decode([2, 0, 1])
+        ([2, 0, 1], 'cab')
     """
 
     end_of_text: int | None = None
@@ -126,6 +131,13 @@ class BPETokenizer:
 
     Raises:
         ValueError: the ranks are not such a vocabulary.
+
+    Example:
+        >>> tokenizer = BPETokenizer(train_bpe("low lower lowest", vocab_size=259))
+        >>> tokenizer.encode("lowest"), tokenizer.vocab_size
+        ([258, 115, 116], 260)
+        >>> tokenizer.decode([258, 115, 116])
+        'lowest'
     """
 
     def __init__(self, ranks: Mapping[bytes, int], with_end_of_text: bool = True) -> None:
@@ -203,6 +215,10 @@ class GPT2Tokenizer(BPETokenizer):
 
     Raises:
         ConnectionError: the vocabulary is not on this machine and its host cannot be reached.
+
+    Example:
+        >>> GPT2Tokenizer().encode("Hello world")
+        [15496, 995]
     """
 
     def __init__(self) -> None:
@@ -293,6 +309,11 @@ def load_tokenizer(folder: PathLike) -> Tokenizer:
     Raises:
         OSError: the file is missing or cannot be read.
         ValueError: the file is not a tokenizer of this course; the message names the file and the rule.
+
+    Example:
+        >>> tokenizer = load_tokenizer(DATA_DIR)  # the course's own, trained on its tales
+        >>> tokenizer.vocab_size, tokenizer.decode(tokenizer.encode("a blue glove"))
+        (1000, 'a blue glove')
     """
     path = Path(folder) / TOKENIZER_FILE
     obj = read_json(path)

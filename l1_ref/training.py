@@ -65,6 +65,11 @@ class TrainingConfig:
 
     Raises:
         ValueError: A value breaks its rule.
+
+    Example:
+        >>> config = TrainingConfig(steps=200)
+        >>> config.warmup_steps, config.peak_rate(L1Config.preset("tiny"))
+        (10, 0.003)
     """
 
     steps: int = 2_000
@@ -145,6 +150,14 @@ def train(
         OSError: A checkpoint cannot be written; the last one stays.
         FloatingPointError: The loss or a weight is no longer a number; the message names the last good checkpoint.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written first where there is a folder.
+
+    Example:
+        >>> ids = torch.arange(400) % 10
+        >>> model = L1Model(L1Config(vocab_size=10, max_seq_length=8, n_layers=1, n_heads=1, n_embd=8, dropout=0.0))
+        >>> config = TrainingConfig(steps=20, batch_size=4, lr_peak=0.01)
+        >>> metrics = train(model, Corpus(ids[:300], ids[300:]), config, progress=False)
+        >>> metrics["steps"], metrics["validation_loss"] < metrics["curve"][0]["validation_loss"]
+        (20, True)
     """
     stop = threading.Event()  # looked at between steps
     with handling(lambda *_: stop.set()):

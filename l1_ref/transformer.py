@@ -28,6 +28,11 @@ def layer_norm(
         bias: Shift of each column.
         eps: Keeps the root away from zero.
 
+    Example:
+        >>> x = torch.tensor([[1.0, 3.0], [10.0, 30.0]])
+        >>> layer_norm(x, torch.ones(2), torch.zeros(2)).round(decimals=3).tolist()
+        [[-1.0, 1.0], [-1.0, 1.0]]
+
     Source: Ba, Kiros and Hinton 2016, "Layer Normalization", equation 3.
     """
     return F.layer_norm(x, weight.shape, weight, bias, eps)
@@ -40,6 +45,10 @@ def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
     Args:
         x: Values of any shape.
+
+    Example:
+        >>> [round(value, 2) for value in gelu(torch.tensor([-1.0, 0.0, 1.0, 9.0])).tolist()]
+        [-0.16, 0.0, 0.84, 9.0]
 
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2, the tanh form.
     """
@@ -90,6 +99,11 @@ class FeedForward(nn.Module):
     Args:
         config: Uses `n_embd`, `n_inner` and `dropout`.
 
+    Example:
+        >>> layer = FeedForward(L1Config.preset("tiny"))
+        >>> layer.fc.weight.shape, layer(torch.randn(2, 5, 128)).shape
+        (torch.Size([512, 128]), torch.Size([2, 5, 128]))
+
     Source: Vaswani et al. 2017, equation 2, with GELU in place of max(0, x).
     """
 
@@ -110,6 +124,10 @@ class TransformerBlock(nn.Module):
     Args:
         config: The model's configuration.
         layer: Index of the block, from 0: its place in a `KVCache`.
+
+    Example:
+        >>> TransformerBlock(L1Config.preset("tiny"))(torch.randn(2, 5, 128)).shape
+        torch.Size([2, 5, 128])
 
     Source: Radford et al. 2019, section 2.3: layer normalisation moves to the input of each sub-block (pre-norm).
     """
@@ -141,6 +159,13 @@ def checkpointed(block: nn.Module, x: Float[Tensor, "B T C"]) -> Float[Tensor, "
         block: Maps x to a tensor.
         x: Its input, the only activation that is kept.
 
+    Example:
+        >>> block, x = TransformerBlock(L1Config.preset("tiny")), torch.randn(2, 5, 128, requires_grad=True)
+        >>> torch.allclose(checkpointed(block, x), block(x), atol=1e-6)
+        True
+        >>> saved_bytes(block, lambda: checkpointed(block, x)) < saved_bytes(block, lambda: block(x)) / 10
+        True
+
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", section 4.
     """
     return checkpoint(block, x, use_reentrant=False)
@@ -153,6 +178,13 @@ class L1Model(nn.Module):
 
     Args:
         config: The model's configuration.
+
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> model(torch.tensor([[1, 2, 3]])).shape  # a score for every token, at every position
+        torch.Size([1, 3, 1000])
+        >>> model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4).shape
+        torch.Size([1, 7])
 
     Source: Radford et al. 2019, section 2.3.
     """
@@ -226,6 +258,12 @@ def init_weights(model: nn.Module, config: L1Config) -> None:
         model: Names its parameters as `L1Model` does.
         config: Gives `init_std` and `n_layers`.
 
+    Example:
+        >>> model = L1Model(L1Config.preset("tiny"))
+        >>> init_weights(model, model.config)
+        >>> model.norm.weight.unique().tolist(), round(model.head.weight.std().item(), 2)
+        ([1.0], 0.02)
+
     Source: Radford et al. 2019, section 2.3.
     """
     residual_std = config.init_std / (2 * config.n_layers) ** 0.5
@@ -242,6 +280,10 @@ def count_parameters(config: L1Config) -> int:
 
     Args:
         config: The model's configuration.
+
+    Example:
+        >>> count_parameters(L1Config())  # GPT-2 small
+        124439808
     """
     V, T, C, F_ = config.vocab_size, config.max_seq_length, config.n_embd, config.n_inner
     attention = (3 * C * C + 3 * C) + (C * C + C)

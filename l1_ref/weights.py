@@ -142,6 +142,15 @@ def save_model(model: L1Model, folder: str | Path) -> None:
     Raises:
         OSError: The folder cannot be written to.
         ValueError: The model was stored in fewer bits; nothing is written.
+
+    Example:
+        >>> import tempfile
+        >>> model, ids = L1Model(L1Config.preset("tiny")), torch.tensor([[1, 2, 3]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_model(model, folder)
+        ...     again = load_model(folder)
+        >>> torch.allclose(again(ids), model(ids), atol=1e-5)
+        True
     """
     if is_stored_in_few_bits(model):
         raise ValueError("a model must be saved in float32; this one was stored in fewer bits, for generation alone")
@@ -178,6 +187,11 @@ def load_model(folder: str | Path, stored_as: str = "float32") -> L1Model:
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is cut short, or belongs to another model.
+
+    Example:
+        >>> model = load_model(DATA_DIR / "tiny")  # trained on the course's tales
+        >>> model.config == L1Config.preset("tiny"), model.training
+        (True, False)
     """
     config = load_config(folder)
     path = Path(folder) / MODEL_FILE
@@ -241,6 +255,12 @@ def load_run(folder: str | Path, stored_as: str = "float32") -> Run:
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged, or they do not belong together.
+
+    Example:
+        >>> run = load_run(DATA_DIR / "tiny")
+        >>> ids = torch.tensor([run.tokenizer.encode("One sunny morning")])
+        >>> run.tokenizer.decode(run.model.generate(ids, max_new_tokens=20)[0]).startswith("One sunny morning")
+        True
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -303,6 +323,12 @@ def from_gpt2(state_dict: dict[str, Tensor], n_heads: int, dropout: float = 0.1)
     Raises:
         ValueError: A weight is missing, unknown or of the wrong shape.
 
+    Example:
+        >>> model, ids = L1Model(L1Config.preset("tiny")), torch.tensor([[1, 2, 3]])
+        >>> again = from_gpt2(to_gpt2(model), n_heads=4)
+        >>> torch.allclose(again(ids), model(ids), atol=1e-5)
+        True
+
     Source: Radford et al. 2019.
     """
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
@@ -333,6 +359,11 @@ def to_gpt2(model: L1Model) -> dict[str, Tensor]:
 
     Raises:
         ValueError: The model has sinusoidal positions, which GPT-2 does not.
+
+    Example:
+        >>> weights = to_gpt2(L1Model(L1Config.preset("tiny")))
+        >>> weights["transformer.h.0.attn.c_attn.weight"].shape  # (in, out), where nn.Linear has (out, in)
+        torch.Size([128, 384])
     """
     if model.config.position_encoding != "learned":
         raise ValueError(f"GPT-2 has learned positions, got position_encoding={model.config.position_encoding!r}")
@@ -355,6 +386,16 @@ def load_gpt2(source: str | Path, n_heads: int | None = None, stored_as: str = "
         FileNotFoundError: There is no such folder or file.
         OSError: The download failed; the message says what to do instead.
         ValueError: These are not GPT-2's weights.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> weights = to_gpt2(L1Model(L1Config.preset("tiny")))
+        >>> del weights["lm_head.weight"]  # tied: it is the token embedding's
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(weights, f"{folder}/model.safetensors")
+        ...     load_gpt2(folder, n_heads=4).config.n_layers
+        2
     """
     path = Path(source)
     if not path.exists():

@@ -254,7 +254,7 @@ def test_a_workspace_is_made_and_gone_on_with(tmp_path):
     assert first == tmp_path / "a" / "b" / "00_start_here.ipynb"
     nbformat.validate(nbformat.read(first, as_version=4))
     assert {path.name for path in first.parent.iterdir()} == {
-        marks.MARKER, *(f"{name}.ipynb" for name in sources.names())
+        marks.MARKER, ".l1", "glossary.md", *(f"{name}.ipynb" for name in sources.names())
     }  # fmt: skip
     first.write_text("my work", encoding="utf-8")
     assert learn(first.parent) == first
@@ -291,7 +291,9 @@ def test_nothing_in_a_folder_is_ever_changed(tmp_path_factory, names, marked):
             learn(folder)
         assert {path.name for path in folder.iterdir()} == set(before)
     else:
-        learn(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sources, "names", lambda: ["00_start_here"])  # one of them will do, and is quicker
+            learn(folder)
     assert {name: (folder / name).read_text(encoding="utf-8") for name in before} == before
 
 

@@ -104,6 +104,7 @@ def test_a_slider_redraws_the_figure_in_its_place(monkeypatch):
     plots.explore(draw, size=[3, 1, 2], word=["b", "a"])
     size, word = sliders
     assert list(size.options) == [1, 2, 3] and list(word.options) == ["b", "a"]
+    assert size.layout.max_width == "100%"  # in a narrow window its value would be cut off
     size.value = 1
     word.value = "a"
     assert drawn == [(3, "b"), (1, "b"), (1, "a")] and [alt for alt, _ in shown] == ["3 b", "1 b", "1 a"]

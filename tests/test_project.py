@@ -75,7 +75,7 @@ def test_environment_and_pyproject_name_the_same_packages_and_versions():
 
 
 def test_every_requirement_but_torch_is_an_exact_pin():
-    for requirement in requirements("test", "bench"):
+    for requirement in requirements("test", "bench", "journey"):
         assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9.]*|torch>=\d+\.\d+,<\d+\.\d+", requirement), requirement
 
 
@@ -98,7 +98,7 @@ def test_python_versions_agree():
 
 
 def test_every_imported_package_is_declared():
-    declared = {re.split(r"[=<>]", r)[0].lower() for r in requirements("test", "bench")}
+    declared = {re.split(r"[=<>]", r)[0].lower() for r in requirements("test", "bench", "journey")}
     for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]:
         for name in imported_names(ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
             top = name.split(".")[0]

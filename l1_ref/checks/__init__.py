@@ -12,7 +12,9 @@ from l1_ref.checks import (
     embeddings,
     generation,
     marks,
+    messages,
     model,
+    showing,
     start_here,
     tokens,
     training,
@@ -33,11 +35,13 @@ __all__ = [
     "hint",
     "progress",
     "progress_table",
+    "show",
 ]
 
 _MODULES = (start_here, tokens, embeddings, attention, blocks, model, training, efficiency, generation)
 EXERCISES: dict[str, Exercise] = {each.name: each for module in _MODULES for each in module.EXERCISES}
 _hints_taken: Counter[str] = Counter()
+_asked_to_show: set[str] = set()
 
 
 def add(new: Exercise) -> Exercise:
@@ -102,13 +106,12 @@ def hint(name: str | Callable, n: int | None = None) -> None:
     name, hints = asked.name, asked.hints
     if n is not None and n not in range(1, len(hints) + 1):
         raise ValueError(f"n must be in 1..{len(hints)}, got n={n}")
-    over = n is None and _hints_taken[name] >= len(hints)
-    fresh = n is None and not over
+    fresh = n is None and _hints_taken[name] < len(hints)
     _hints_taken[name] += fresh
     n = n or _hints_taken[name]
     print(f"hint {n} of {len(hints)} · {name}: {hints[n - 1]}")
-    if over:
-        print(f'that was the last; checks.give("{name}") hands over our version')
+    if n == len(hints):
+        print(f'that is the last; checks.show("{name}") shows our version, checks.give("{name}") hands it over')
     marks.record(name, hints=int(fresh))
 
 
@@ -123,6 +126,25 @@ def give(name: str | Callable) -> Callable:
     return wanted.reference
 
 
+def show(name: str | Callable, sure: bool = False) -> None:
+    """Show the course's own version: its source, the paper and equation it follows, and where it stands.
+
+    That is the answer, so of an exercise that is not solved or given yet it is shown when asked for a second time.
+
+    Args:
+        name: The exercise, or the reader's function of its name.
+        sure: Whether to show it at once.
+    """
+    wanted = exercise(name)
+    done = {row.exercise for row in progress_table() if row.state in ("solved", "given")}
+    if not sure and wanted.name not in done | _asked_to_show:
+        _asked_to_show.add(wanted.name)
+        print(f"this shows the answer to {wanted.name}, our version; the same call again shows it")
+        return
+    shown = showing.Shown(wanted)
+    messages.show(shown.text, markdown=shown.markdown)
+
+
 def progress_table(folder: Path | str | None = None) -> list[marks.Row]:
     """Return the reader's progress, one row an exercise, in the order of the course.
 
@@ -134,7 +156,7 @@ def progress_table(folder: Path | str | None = None) -> list[marks.Row]:
 
 
 def progress(folder: Path | str | None = None) -> None:
-    """Print the reader's progress as a table, exercise by exercise.
+    """Show the reader's progress: what is done, how long the rest takes, what is next; a picture in a notebook.
 
     Args:
         folder: The workspace; the one the reader is in where None.
@@ -142,14 +164,11 @@ def progress(folder: Path | str | None = None) -> None:
     if folder is None and marks.find_workspace() is None:
         print("progress is kept in a workspace, and this folder is in none; l1 learn makes one")
         return
-    if folder is not None and not any((Path(folder) / name).is_file() for name in (marks.MARKER, marks.FILE)):
+    if folder is not None and not marks.is_workspace(folder):
         print(f"{folder} is no workspace; l1 learn {folder} makes one")
         return
-    rows = progress_table(folder)
-    signs = {"solved": "✓", "given": "→", "tried": "✗", "open": "·"}
-    names = max(len(row.exercise) for row in rows)
-    print(f"  {'notebook':<14}  {'exercise':<{names}}  {'state':<6}  tries  hints")
-    for row in rows:
-        counts = f"{row.tries or '':>5}  {row.hints or '':>5}"
-        print(f"{signs[row.state]} {row.notebook:<14}  {row.exercise:<{names}}  {row.state:<6}  {counts}".rstrip())
-    print(f"{sum(row.state == 'solved' for row in rows)} of {len(rows)} solved")
+    from l1_ref.course import standing  # downstream of this module: imported when called
+
+    tasks = standing.tasks(progress_table(folder))
+    told = standing.by_notebook(tasks), standing.in_words(tasks)
+    messages.show(showing.progress_lines(*told), html=showing.progress_picture(*told))

@@ -19,6 +19,7 @@ from l1_ref.transformer import L1Model
 
 _NEW_LENGTH, _MOVED = "the length of a new cache", "the length after an append"
 _STILL, _NOT_STILL = "what it was before", "not what it was before"
+_REPLACED = "the number of new tokens, whatever it was before"
 _PAIR = "what append returns"
 
 
@@ -66,6 +67,7 @@ def _observe_cache(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
     config, batch_size, chunks = inputs.values()
     right: Observation = {_NEW_LENGTH: 0, _MOVED: _STILL}
     seen: Observation = {}
+    watched = None
     with _as_defined(candidate):
         try:
             for cache in (candidate(config, batch_size), candidate(config, batch_size)):
@@ -73,9 +75,13 @@ def _observe_cache(candidate: Callable, inputs: Inputs, gradient: bool, seed: in
                     return {_NEW_LENGTH: int(cache.length)}
                 seen = {}
                 seed += 1
-                if not _used(cache, config, batch_size, chunks, seed, seen):
-                    return {_NEW_LENGTH: 0, _MOVED: _NOT_STILL}
+                watched = _Watched(cache)
+                _used(watched, config, batch_size, chunks, seed, seen)
+                if watched.moved:
+                    return {_NEW_LENGTH: 0, _MOVED: watched.moved}
         except Exception as error:
+            if watched is not None and watched.moved:
+                return {_NEW_LENGTH: 0, _MOVED: watched.moved}
             # What was seen before it counts too: the same step must fail.
             return seen | {OUTPUT: Failure(error)}
     return right | seen
@@ -93,9 +99,9 @@ def _as_defined(candidate: Any) -> Iterator[None]:
             setattr(candidate, name, value)
 
 
-def _used(cache: Any, config: L1Config, batch_size: int, chunks: tuple, seed: int, seen: Observation) -> bool:
-    """Append step by step, layer by layer, and move `length` on after each step; say whether append left it alone."""
-    generator, length = torch.Generator().manual_seed(seed), 0
+def _used(cache: Any, config: L1Config, batch_size: int, chunks: tuple, seed: int, seen: Observation) -> None:
+    """Append step by step, layer by layer, and move `length` on after each step."""
+    generator = torch.Generator().manual_seed(seed)
     for step, T in enumerate(chunks, 1):
         shape = (2, config.n_layers, batch_size, config.n_heads, T, config.head_width)
         keys, values = torch.randn(shape, generator=generator).unbind()
@@ -104,11 +110,7 @@ def _used(cache: Any, config: L1Config, batch_size: int, chunks: tuple, seed: in
             _record(cache.append(layer, k, v), f"step {step}, layer {layer}", seen)
             if not (torch.equal(k, keys[layer]) and torch.equal(v, values[layer])):
                 seen["the new k and v"] = "changed in place"
-            if int(cache.length) != length:
-                return False
         cache.length += T
-        length += T
-    return True
 
 
 def _record(returned: Any, where: str, seen: Observation) -> None:
@@ -128,10 +130,10 @@ def _record(returned: Any, where: str, seen: Observation) -> None:
 
 
 class _Watched:
-    """Hand everything on to a cache, and note whether its append moves length."""
+    """Hand everything on to a cache, note whether and how its append moves length, and undo that."""
 
     def __init__(self, cache: Any):
-        self.cache, self.moved = cache, False
+        self.cache, self.moved = cache, ""
 
     @property
     def length(self) -> int:
@@ -146,7 +148,11 @@ class _Watched:
         """Return what the cache returns."""
         before = int(self.cache.length)
         returned = self.cache.append(layer, k, v)
-        self.moved |= int(self.cache.length) != before
+        after = int(self.cache.length)
+        if after != before:
+            replaced = self.moved == _REPLACED or (before > 0 and after == k.shape[2])
+            self.moved = _REPLACED if replaced else _NOT_STILL
+            self.cache.length = before
         return returned
 
 
@@ -163,9 +169,9 @@ def _observe_in_a_model(candidate: Callable, inputs: Inputs, gradient: bool, see
                 return {_NEW_LENGTH: int(watched.length)}
             scores = [model.head(model.hidden(chunk, watched)) for chunk in ids.split(list(chunks), dim=1)]
     except Exception as error:
-        return {_NEW_LENGTH: 0, _MOVED: _NOT_STILL} if watched and watched.moved else {OUTPUT: Failure(error)}
+        return {_NEW_LENGTH: 0, _MOVED: watched.moved} if watched and watched.moved else {OUTPUT: Failure(error)}
     if watched.moved:
-        return {_NEW_LENGTH: 0, _MOVED: _NOT_STILL}
+        return {_NEW_LENGTH: 0, _MOVED: watched.moved}
     right = {_NEW_LENGTH: 0, _MOVED: _STILL, "its length afterwards": int(watched.length)}
     return right | {"the scores of a model that uses the cache": torch.cat(scores, 1)}
 
@@ -209,6 +215,45 @@ class _Cache:
         self.keys[place][:, :, begin : begin + T], self.values[place][:, :, begin : begin + T] = self.store(k, v)
         self.length += self.moves(layer, T, self.config)
         return self.read(self.keys[place], self.values[place], length, T)
+
+
+class _Replacing(_Cache):
+    """Set length to the number of new tokens."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Any:
+        """Store, and forget how many there were."""
+        returned = super().append(layer, k, v)
+        self.length = k.shape[2]
+        return returned
+
+
+class _OverHeads(_Cache):
+    """Take the number of heads for that of the tokens."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Any:
+        """Store as many tokens as there are heads."""
+        end = self.length + k.shape[1]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+class _Unkept(_Cache):
+    """Join the new ones to a store in which nothing is ever put."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Any:
+        """Join, and keep nothing."""
+        old = self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+        return _behind(old[0], k), _behind(old[1], v)
+
+
+class _OnePlace(_Cache):
+    """Write one token of a step, and read as many as came."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Any:
+        """Store the last of the new tokens."""
+        self.keys[layer][:, :, self.length], self.values[layer][:, :, self.length] = k[:, :, -1], v[:, :, -1]
+        return self.read(self.keys[layer], self.values[layer], self.length, k.shape[2])
 
 
 class _Joined:
@@ -362,6 +407,11 @@ KV_CACHE = Exercise(
             ),
         ),
         Mistake(
+            "append sets length to the number of new tokens",
+            "length counts all tokens that the cache has seen, and it is the model that moves it.",
+            _Replacing,
+        ),
+        Mistake(
             "a new cache has a length other than 0",
             "length counts the tokens that the cache has seen: none yet.",
             lambda config, batch_size: _Cache(config, batch_size, first_length=1),
@@ -502,7 +552,24 @@ KV_CACHE = Exercise(
             "only one token of a step is stored",
             "a step can bring several tokens, such as a whole prompt: T is k.shape[2].",
             _OneToken,
-            (partial(_OneToken, which=-1),),
+            (partial(_OneToken, which=-1), _OnePlace),
+        ),
+        Mistake(
+            "the number of new tokens is taken from the axis of heads",
+            "(B, H, T, D): T is k.shape[2].",
+            _OverHeads,
+        ),
+        Mistake(
+            "nothing is stored: the old ones that come back are empty",
+            "what comes now must be there in the next step: write it into the store.",
+            _Unkept,
+        ),
+        Mistake(
+            "the store has the axis of tokens before that of heads",
+            "k and v are (B, H, T, D): a store of this order can be cut along axis 2, without a transpose.",
+            lambda config, batch_size: _Cache(
+                config, batch_size, room=lambda config, B: _room(config, B).transpose(2, 3)
+            ),
         ),
         Mistake(
             "lists come back, not tensors",

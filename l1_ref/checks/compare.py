@@ -17,9 +17,11 @@ class Failure:
 
     Args:
         error: The exception.
+        at: How far the call had come, where that tells failures apart.
     """
 
     error: Exception
+    at: Any = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
     """Say whether two observed values are the same behaviour.
 
     Whole numbers are compared exactly; one may stand where a float is expected. NaN equals NaN, and infinity equals
-    infinity. A failure equals any other, but an endless loop only an endless loop.
+    infinity. A failure equals any other that had come as far, but an endless loop only an endless loop.
 
     Args:
         a: A tensor, number, container of these, or anything with ==.
@@ -69,7 +71,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
         tolerance: Largest difference allowed, beside ten times as much of the value itself.
     """
     if isinstance(a, Failure) and isinstance(b, Failure):
-        return isinstance(a.error, TimeoutError) == isinstance(b.error, TimeoutError)
+        return isinstance(a.error, TimeoutError) == isinstance(b.error, TimeoutError) and a.at == b.at
     if isinstance(a, Rough) and isinstance(b, Rough):
         close = math.isclose(a.value, b.value, rel_tol=0, abs_tol=max(a.within, b.within))
         return close or (a.value != a.value and b.value != b.value)

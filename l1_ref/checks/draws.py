@@ -38,7 +38,7 @@ def _observe_repeats(candidate: Callable, inputs: Inputs, gradient: bool, seed: 
     if seen[OUTPUT] == f"torch.int64, shape ({len(inputs['logits'])}, 1)":
         if together(draw(seed), _N_KINDS, lambda n: draw(seed + n)[:_N_KINDS]):
             return {OUTPUT: seen[OUTPUT], TOGETHER: ALL_THE_SAME}
-        seen[TOGETHER] = ITSELF
+        seen = {OUTPUT: seen[OUTPUT], TOGETHER: ITSELF} | seen  # told first: where it is wrong, nothing else is seen
     torch.default_generator.manual_seed(987_654_321 + seed)  # a seed that no code sets itself
     before = torch.get_rng_state()
     draw_apart = copies(inputs) | {"generator": torch.Generator().manual_seed(seed)}
@@ -260,6 +260,21 @@ def _as_rank(ids: Tensor, heated: Tensor) -> Tensor:
     return heated.argsort(-1, descending=True).argsort(-1).gather(-1, ids)
 
 
+def _rank_among(place: int) -> Callable:
+    """Return a version whose draw is a place in the sorted list where this setting is given."""
+
+    def ranked(*given: Any) -> Tensor:
+        cut = len(given) > place and given[place] is not None and given[1] != 0
+        return _sample(*given, finish=_as_rank if cut else lambda ids, heated: ids)
+
+    return ranked
+
+
+def _colder(limit: float) -> Callable:
+    """Return a version that is greedy below this temperature."""
+    return lambda *given: _sample(*given[:1], *(t if t >= limit else 0 for t in given[1:2]), *given[2:])
+
+
 def _own_generator(chances: Tensor, generator: torch.Generator | None) -> Tensor:
     fresh = torch.Generator()
     fresh.seed()
@@ -299,6 +314,14 @@ def _one_for_all(chances: Tensor, generator: torch.Generator | None) -> Tensor:
     return (chances.cumsum(-1) < u).sum(-1, keepdim=True).clamp(max=chances.shape[-1] - 1)
 
 
+def _row_by_row_anew(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Begin each row with a generator of the same seed."""
+    if generator is None:
+        return _draw(chances, None)
+    fresh = torch.Generator().manual_seed(generator.initial_seed())
+    return (chances / torch.empty_like(chances[:1]).exponential_(generator=fresh)).argmax(-1, keepdim=True)
+
+
 def _by_first_row(chances: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.multinomial(chances[0], len(chances), replacement=True, generator=generator)[:, None]
 
@@ -309,6 +332,13 @@ def _flat(chances: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _zero_kept(logits: Tensor) -> Tensor:
     return logits.masked_fill(logits == -math.inf, 0.0).softmax(-1)
+
+
+def _heated_in_place(logits: Tensor, *settings: Any) -> Tensor:
+    if settings and settings[0]:
+        logits /= settings[0]
+        return _sample(logits, 1.0, *settings[1:])
+    return _sample(logits, *settings)
 
 
 def _drawing_in_place(logits: Tensor, *settings: Any) -> Tensor:
@@ -323,6 +353,8 @@ def _drawing_in_place(logits: Tensor, *settings: Any) -> Tensor:
 _DEFAULT = (0.83, 0.065, 0.06, 0.045)
 _FLAT = (0.36, 0.28, 0.2, 0.16)
 _COLD = (0.4, 0.3, 0.2, 0.1)
+_MILD = (0.31, 0.27, 0.23, 0.19), (0.3, 0.28, 0.23, 0.19)
+_NEARLY_EVEN = (0.258, 0.25, 0.247, 0.245)
 _SIX, _OTHER_SIX = (0.34, 0.22, 0.16, 0.12, 0.09, 0.07), (0.41, 0.19, 0.15, 0.11, 0.08, 0.06)
 
 
@@ -352,7 +384,8 @@ SAMPLE = Exercise(
         for *each, more in (
             ("rows that follow the generator", _repeated, {"observe": _observe_repeats}),
             ("nothing but the scores", _only_logits, {}),
-            ("cold", _rows(_COLD, _FLAT, temperature=0.4, top_k=None, top_p=None), {}),
+            ("cold", _rows(*_MILD, temperature=0.4, top_k=None, top_p=None), {}),
+            ("very cold", _rows(_NEARLY_EVEN, _NEARLY_EVEN, temperature=0.05, top_k=None, top_p=None), {}),
             ("hot", _rows((0.55, 0.27, 0.18), (0.5, 0.31, 0.19), temperature=3.0, top_k=None, top_p=None), {}),
             ("top-k alone", _rows(_SIX, _OTHER_SIX, temperature=1.0, top_k=2, top_p=None), {}),
             ("top-p alone", _rows(_SIX, _OTHER_SIX, temperature=1.0, top_k=None, top_p=0.65), {}),
@@ -395,6 +428,11 @@ SAMPLE = Exercise(
             "top_k is ignored",
             "None alone keeps all tokens.",
             partial(_sample, steps=(_heat, _cut_p)),
+        ),
+        Mistake(
+            "p is turned round: the tokens reach 1 - p",
+            "a p of 0.9 keeps nine tenths of the probability.",
+            lambda *given: _sample(*given, steps=(_heat, _cut_k, lambda x, t, k, p: _cut_p(x, t, k, p and 1 - p))),
         ),
         Mistake(
             "top_p is ignored",
@@ -457,6 +495,11 @@ SAMPLE = Exercise(
             lambda *given: _sample(*given, draw=_one_for_all),
         ),
         Mistake(
+            "each row draws with a generator of the same seed",
+            "the same chance number for all rows ties them together: one generator goes through all rows.",
+            lambda *given: _sample(*given, draw=_row_by_row_anew),
+        ),
+        Mistake(
             "the chances of one row are used for all rows",
             "each row has its own scores.",
             lambda *given: _sample(*given, draw=_by_first_row),
@@ -466,6 +509,7 @@ SAMPLE = Exercise(
             "a place in the sorted scores comes back, not an id of the vocabulary",
             "what was drawn from sorted or chosen scores must be looked up in their indices: gather.",
             lambda *given: _sample(*given, zero=None if len(given) < 2 or given[1] else _greedy, finish=_as_rank),
+            (_rank_among(2), _rank_among(3)),
         ),
         Mistake(
             "the axis is lost: (B,) comes back, not (B, 1)",
@@ -477,7 +521,11 @@ SAMPLE = Exercise(
             "at temperature 0 the axis is lost: (B,), not (B, 1)",
             "both ways through the function must return a column.",
             lambda *given: _sample(*given, zero=lambda logits, **settings: logits.argmax(-1)),
-            (lambda *given: _sample(*given, finish=lambda ids, heated: ids[:, 0]),),
+        ),
+        Mistake(
+            "where it draws, the axis is lost: (B,), not (B, 1)",
+            "both ways through the function must return a column: multinomial returns one already.",
+            lambda *given: _sample(*given, finish=lambda ids, heated: ids[:, 0]),
         ),
         Mistake(
             "more than one id a row is drawn",
@@ -506,6 +554,17 @@ SAMPLE = Exercise(
             "temperature 0 is taken for 1: ids are drawn",
             "0 is greedy; `if temperature` is false for 0.",
             lambda *given: _sample(*given, zero=lambda logits, **settings: _sample(logits, 1.0, *settings.values())),
+        ),
+        Mistake(
+            "a low temperature is taken for 0: the likeliest id comes each time",
+            "0 alone is greedy; any temperature above it has chances of its own.",
+            _colder(0.101),
+            tuple(_colder(limit) for limit in (0.3, 0.45, 0.5001, 0.99)),
+        ),
+        Mistake(
+            "the temperature acts twice",
+            "divide once: what is colder or hotter already must not be divided again.",
+            lambda *given: _sample(*given, steps=(_heat, _heat, _cut_k, _cut_p)),
         ),
         Mistake(
             "the generator is not used",
@@ -544,6 +603,7 @@ SAMPLE = Exercise(
             "logits is changed in place",
             "the caller may still need the scores.",
             _drawing_in_place,
+            (_heated_in_place,),
         ),
     ),
     properties=(

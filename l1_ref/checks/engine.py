@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l1_ref.checks import marks, messages, pictures
+from l1_ref.checks import integrity, marks, messages, pictures
 from l1_ref.checks.compare import Failure
 from l1_ref.checks.diagnosis import differing, explain, is_answer
 from l1_ref.checks.observe import (
@@ -95,7 +95,8 @@ class Verdict:
     """What a check found.
 
     Args:
-        state: "solved", "given" (the reference handed in), "unwritten" or "wrong".
+        state: "solved", "given" (the reference handed in), "unwritten" or "wrong"; "refused" where a grader's guard
+            found that the answer is not the student's own.
         text: The message for the reader.
         mistakes: Names of the mistakes that explain the answer; empty where none does.
         picture: HTML that shows the answer beside the right one; empty where a picture says nothing.
@@ -151,15 +152,19 @@ class Exercise:
             CheckFailed: With the diagnosis.
         """
         __tracebackhide__ = True
-        verdict = self.diagnose(candidate)
+        verdict = self._guarded(candidate) if integrity.is_graded() else self.diagnose(candidate)
         marks.record(self.name, verdict.state)
         told = {"state": verdict.state, "mistakes": verdict.mistakes, "text": verdict.text}
-        marks.tell(exercise=self.name, notebook=self.notebook, **told)
+        integrity.tell(exercise=self.name, notebook=self.notebook, **told)
         if not verdict.passed:
             raise messages.failure(verdict.text, verdict.picture)
         print(verdict.text)
 
     check = __call__
+
+    def _guarded(self, candidate: Any) -> Verdict:
+        verdict, reason = integrity.judge(self, candidate)
+        return Verdict("refused", integrity.refusal(self.name, reason)) if reason else verdict
 
     def diagnose(self, candidate: Any, seed: int = 0) -> Verdict:
         """Judge what the reader wrote, without printing or raising.
@@ -222,8 +227,8 @@ class Exercise:
         """
         probe, inputs = self.probes[index], self._input(index, seed)
         usual = partial(observe_module, init=self.init) if self.init else observe_call
-        with limited():
-            return (probe.observe or self.observe or usual)(candidate, inputs, probe.gradient and gradient, seed)
+        with limited(), integrity.watching(self, candidate) as look:
+            return look((probe.observe or self.observe or usual)(candidate, inputs, probe.gradient and gradient, seed))
 
     def observations(self, candidate: Callable, seed: int = 0) -> list[Observation]:
         """Run a candidate on every probe; after an endless loop the others are not waited for.
@@ -252,7 +257,7 @@ class Exercise:
             for rule in self.properties if index in (None, i) else ():
                 try:
                     torch.default_generator.manual_seed(seed)
-                    with limited():
+                    with limited(), integrity.watching(self, candidate):
                         if not self._holds(rule, candidate, copies(inputs), seed):
                             return rule.name, i
                 except Exception:

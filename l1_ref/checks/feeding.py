@@ -81,6 +81,9 @@ def _observe_next(
         seen[f"cache.length afterwards, call {call}"] = cache.length
         if not torch.equal(mine, ids[:, :length]):
             seen["the input ids"] = "changed in place"
+    if cache.length == ids.shape[1]:  # else the lengths tell it already
+        with torch.no_grad():
+            seen["the scores of one step more with this cache"] = model.head(model.hidden(ids[:, :1], cache)[:, -1])
     return seen
 
 
@@ -109,6 +112,10 @@ def _emptied(cache: Any) -> Any:
 
 def _move_on(cache: Any, new: Tensor) -> None:
     cache.length += new.shape[1]
+
+
+def _as_long(cache: Any, new: Tensor) -> None:
+    cache.length = new.shape[1]
 
 
 def _set_back(cache: Any, new: Tensor) -> None:
@@ -169,6 +176,11 @@ NEXT_LOGITS = Exercise(
             "the cache is not used",
             "the scores are right, but all is computed anew each time, and the cache stays as it was.",
             partial(_next, unseen=lambda ids, length: ids, use=lambda cache: None),
+        ),
+        Mistake(
+            "the cache is not used, and its length is moved all the same",
+            "length then promises tokens that the cache does not hold: whoever goes on with it meets empty places.",
+            partial(_next, unseen=lambda ids, length: ids, use=lambda cache: None, after=_as_long),
         ),
         Mistake(
             "the cache is not handed to the model, though only new ids are fed",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
+from l1_ref.checks.observe import OUTPUT, Observation, observe_call
 from l1_ref.generation import top_k_filter
 
 # Finite numbers that stand for "never" in code seen elsewhere.
@@ -73,13 +74,18 @@ def _as_log_chances(scores: Tensor, kept: Tensor, low: float) -> Tensor:
     return scores.masked_fill(~kept, low).log_softmax(-1)
 
 
-def what_remains(wrong: Callable) -> tuple[Mistake, ...]:
+def what_remains(
+    wrong: Callable, turned: tuple[Callable, ...] = (), everywhere: tuple[Callable, ...] = ()
+) -> tuple[Mistake, ...]:
     """Return the mistakes in what kept and removed scores become, which both filters can have.
 
     Args:
         wrong: The filter with switches: `keep`, `low`, `fill` and `scores`.
+        turned: Other versions of a filter that keeps what should go.
+        everywhere: Other versions of a filter that keeps in all rows what one row keeps.
     """
-    return (*_wrong_fillings(wrong), *_wrong_choices(wrong), *_wrong_kinds(wrong))
+    choices = _wrong_choices(wrong, turned, everywhere)
+    return (*_wrong_fillings(wrong), *choices, _early_softmax(wrong), *_wrong_kinds(wrong))
 
 
 def _wrong_fillings(wrong: Callable) -> tuple[Mistake, ...]:
@@ -115,13 +121,16 @@ def _wrong_fillings(wrong: Callable) -> tuple[Mistake, ...]:
     )
 
 
-def _wrong_choices(wrong: Callable) -> tuple[Mistake, ...]:
+def _wrong_choices(
+    wrong: Callable, turned: tuple[Callable, ...], everywhere: tuple[Callable, ...]
+) -> tuple[Mistake, ...]:
     """Return the wrong choices of what stays."""
     return (
         Mistake(
             "it is turned round: what should stay is removed",
             "the likely tokens stay, and the tail goes.",
             partial(wrong, keep=lambda kept: ~kept),
+            turned,
         ),
         Mistake(
             "what one row removes is removed in all rows",
@@ -129,18 +138,27 @@ def _wrong_choices(wrong: Callable) -> tuple[Mistake, ...]:
             partial(wrong, keep=lambda kept: kept.all(0, keepdim=True).expand_as(kept)),
         ),
         Mistake(
+            "what one row keeps is kept in all rows",
+            ROWS + "mask: x[:, ids] reads from, and writes into, every row.",
+            partial(wrong, keep=lambda kept: kept.any(0, keepdim=True).expand_as(kept)),
+            everywhere,
+        ),
+        Mistake(
             "nothing is removed",
             "masked_fill and torch.where return a new tensor: return that one.",
             partial(wrong, keep=torch.ones_like),
         ),
-        Mistake(
-            "chances come back, not scores: softmax is applied too early",
-            _SCORES,
-            partial(wrong, fill=_as_chances),
-            (
-                partial(wrong, scores=lambda logits: logits.softmax(-1)),
-                partial(wrong, scores=lambda logits: logits.softmax(-1), low=0.0),
-            ),
+    )
+
+
+def _early_softmax(wrong: Callable) -> Mistake:
+    return Mistake(
+        "chances come back, not scores: softmax is applied too early",
+        _SCORES,
+        partial(wrong, fill=_as_chances),
+        (
+            partial(wrong, scores=lambda logits: logits.softmax(-1)),
+            partial(wrong, scores=lambda logits: logits.softmax(-1), low=0.0),
         ),
     )
 
@@ -186,8 +204,7 @@ def _one_at_a_time(f: Callable, logits: Tensor, limit: Any) -> bool:
 
 
 def _highest_stays(f: Callable, logits: Tensor, limit: Any) -> bool:
-    kept = f(logits.clone(), limit)
-    return torch.equal(kept.gather(-1, logits.argmax(-1, keepdim=True)), logits.amax(-1, keepdim=True))
+    return torch.equal(f(logits.clone(), limit).amax(-1), logits.amax(-1))
 
 
 def _kept_as_they_were(f: Callable, logits: Tensor, limit: Any) -> bool:
@@ -265,6 +282,36 @@ def _others_at_places(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(~rows, -math.inf)
 
 
+def _next_removed(logits: Tensor, k: int) -> Tensor:
+    """Remove all that is not above the first score that goes, and with it what ties with that one."""
+    if k >= logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits <= logits.topk(k + 1).values[:, -1:], -math.inf)
+
+
+def _different(logits: Tensor, k: int) -> Tensor:
+    """Return the k-th of the different values of each row."""
+    values = [row.unique() for row in logits]
+    return torch.stack([each[-min(k, len(each))] for each in values])[:, None]
+
+
+def _among_all(logits: Tensor, k: int) -> Tensor:
+    values = logits.topk(min(k, logits.shape[-1])).values
+    return logits.masked_fill(~torch.isin(logits, values), -math.inf)
+
+
+def _order_as_rank(logits: Tensor, k: int) -> Tensor:
+    return logits.masked_fill(logits.argsort(-1, descending=True) >= k, -math.inf)
+
+
+def _written_everywhere(logits: Tensor, k: int) -> Tensor:
+    values, places = logits.topk(min(k, logits.shape[-1]))
+    filled = torch.full_like(logits, -math.inf)
+    for row, value in zip(places, values, strict=True):
+        filled[:, row] = value
+    return filled
+
+
 def _scores(B: int, V: int, k: int, shift: float = 0.0) -> Callable[[torch.Generator], Inputs]:
     return lambda generator: {"logits": spread(B, V, generator, shift), "k": k}
 
@@ -272,6 +319,26 @@ def _scores(B: int, V: int, k: int, shift: float = 0.0) -> Callable[[torch.Gener
 def _some_removed(generator: torch.Generator) -> Inputs:
     logits = spread(3, 6, generator)
     return {"logits": logits.masked_fill(logits < logits.topk(4).values[:, -1:], -math.inf), "k": 3}
+
+
+def _ties(generator: torch.Generator) -> Inputs:
+    """Tie scores above the k-th, at it and below it; the rows have scores in common."""
+    rows = torch.tensor([[3, 2, 2, 1, 0], [2, 2, 2, 1, 1], [3, 3, 2, 1, 0], [4, 3, 1, 1, 0]])
+    orders = torch.stack([torch.randperm(5, generator=generator) for _ in rows])
+    return {"logits": rows.gather(1, orders) * 0.7 - 1.1, "k": 2}
+
+
+def _observe_ties(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+    """Observe a call; where as many as k stay, all that tie with the k-th are counted as kept."""
+    seen, (logits, k) = observe_call(candidate, inputs, gradient, seed), inputs.values()
+    output = seen.get(OUTPUT)
+    if isinstance(output, Tensor) and output.shape == logits.shape and output.dtype == logits.dtype:
+        tied = logits == _kth(logits, k)
+        stays = tied & (output == logits)
+        either = (stays | (output == -math.inf))[tied].all()
+        enough = ((output == logits).sum(-1, keepdim=True) >= k) & stays.any(-1, keepdim=True)
+        seen[OUTPUT] = torch.where(tied & enough, logits, output) if either else output
+    return seen
 
 
 TOP_K_FILTER = Exercise(
@@ -285,6 +352,7 @@ TOP_K_FILTER = Exercise(
         Probe("the likeliest alone", _scores(2, 5, 1, shift=2.0), "B V", False),
         Probe("all but one", _scores(4, 6, 5), "B V", False),
         Probe("some are -inf already", _some_removed, "B V", False, edge=True),
+        Probe("ties, and the same scores in other rows", _ties, "B V", False, edge=True, observe=_observe_ties),
         Probe("k is V", _scores(2, 3, 3), "B V", False, edge=True),
         Probe("k is above V", _scores(2, 4, 9), "B V", False, edge=True),
     ),
@@ -397,7 +465,27 @@ TOP_K_FILTER = Exercise(
             "the likeliest k, wherever they stand: sort tells where with its indices.",
             _others_at_places,
         ),
-        *what_remains(_top_k),
+        Mistake(
+            "the order of the sort is taken for ranks",
+            "argsort says which token stands at each place, not at which place each token stands.",
+            _order_as_rank,
+        ),
+        Mistake(
+            "of those that tie with the k-th, all are removed: too few stay",
+            "k tokens are to stay, tied or not: remove what is below the k-th, and not what equals the next one.",
+            _next_removed,
+        ),
+        Mistake(
+            "equal scores are counted once",
+            "the k highest scores belong to k tokens, though two of them may be equal.",
+            lambda logits, k: _top_k(logits, k, kth=_different),
+        ),
+        Mistake(
+            "a score stays because another row keeps one that equals it",
+            ROWS + "k-th score: isin looks at all rows at once.",
+            _among_all,
+        ),
+        *what_remains(_top_k, turned=(partial(_top_k, stays=torch.le),), everywhere=(_written_everywhere,)),
     ),
     properties=RULES,
     hints=(

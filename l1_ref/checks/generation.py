@@ -55,6 +55,10 @@ def _filtered(generator: torch.Generator) -> Inputs:
     return {"logits": logits.masked_fill(logits < logits.topk(2).values[:, -1:], -math.inf)}
 
 
+def _close(generator: torch.Generator) -> Inputs:
+    return {"logits": spread(4, 6, generator) * 0.05}
+
+
 def _best(logits: Tensor) -> Tensor:
     return logits.argmax(-1, keepdim=True)
 
@@ -65,6 +69,10 @@ def _of_first(logits: Tensor) -> Tensor:
 
 def _drawn(logits: Tensor) -> Tensor:
     return torch.multinomial(logits.softmax(-1), 1)
+
+
+def _above_zero(logits: Tensor) -> Tensor:
+    return torch.where(logits.amax(-1, keepdim=True) > 0, _best(logits), 0)
 
 
 def _greedy_in_place(logits: Tensor) -> Tensor:
@@ -81,6 +89,7 @@ GREEDY = Exercise(
         Probe("one row", _scores(1, 5), "B 1", False),
         Probe("three rows", _scores(3, 7), "B 1", False),
         Probe("a square, all scores below 0", _scores(4, 4, shift=-9.0), "B 1", False),
+        Probe("scores that are close together", _close, "B 1", False),
         Probe("some are -inf", _filtered, "B 1", False, edge=True),
         Probe("scores in the hundreds", _huge, "B 1", False, edge=True),
     ),
@@ -151,6 +160,22 @@ GREEDY = Exercise(
             (lambda logits: _best(logits.square()),),
         ),
         Mistake(
+            "the search begins with a best score of 0: no score below 0 can be the best",
+            "all scores of a row may be below 0: begin with the first of them, or with -inf.",
+            _above_zero,
+        ),
+        Mistake(
+            "the scores are rounded, and then look the same",
+            "two scores may differ in their last digits alone: compare them as they are.",
+            lambda logits: _best(logits.round()),
+            # Which of several equal scores is taken is torch's affair, and not the same in argmax and max.
+            tuple(
+                lambda logits, rounded=rounded, take=take: take(rounded(logits))
+                for rounded in (torch.round, torch.trunc, torch.floor)
+                for take in (_best, lambda logits: logits.max(-1, keepdim=True).indices)
+            ),
+        ),
+        Mistake(
             "only one row is looked at",
             _ROWS,
             _of_first,
@@ -192,7 +217,12 @@ GREEDY = Exercise(
             "the ids are not int64",
             "an embedding looks up whole numbers; torch's own index type is int64.",
             lambda logits: _best(logits).float(),
-            (lambda logits: _best(logits).int(), lambda logits: _best(logits).to(logits.dtype)[:, 0]),
+            (
+                lambda logits: _best(logits).int(),
+                lambda logits: _best(logits).to(torch.uint8),
+                lambda logits: _best(logits).short(),
+                lambda logits: _best(logits).to(logits.dtype)[:, 0],
+            ),
         ),
         Mistake(
             "a list comes back, not a tensor",
@@ -256,7 +286,7 @@ def _warm(B: int, V: int, temperature: float) -> Callable[[torch.Generator], Inp
 
 
 def _warm_filtered(generator: torch.Generator) -> Inputs:
-    return _filtered(generator) | {"temperature": 0.4}
+    return _filtered(generator) | {"temperature": 2.5}  # divided by less than 1, a number as low as any overflows
 
 
 _SCORES_BACK = "what comes out are scores again, for the filters and for softmax."
@@ -270,6 +300,7 @@ APPLY_TEMPERATURE = Exercise(
         Probe("three rows, cooler", _warm(3, 5, 0.5), "B V", False),
         Probe("a square, a little cooler", _warm(3, 3, 0.7), "B V", False),
         Probe("hot, a whole number", _warm(2, 6, 3), "B V", False),
+        Probe("hot, no whole number", _warm(2, 5, 1.6), "B V", False),
         Probe("temperature 1", _warm(2, 4, 1.0), "B V", False),
         Probe("some are -inf", _warm_filtered, "B V", False, edge=True),
         Probe("very cold", _warm(2, 5, 0.02), "B V", False, edge=True),
@@ -366,10 +397,34 @@ APPLY_TEMPERATURE = Exercise(
             partial(_heat, degree=lambda temperature: min(temperature, 1.0)),
         ),
         Mistake(
-            "a low temperature is raised to 0.1",
+            "a low temperature is raised",
             "every temperature above 0 has its own distribution; 0 alone is a case for `sample`.",
             partial(_heat, degree=lambda temperature: max(temperature, 0.1)),
-            (partial(_heat, degree=lambda temperature: max(temperature, 0.05)),),
+            tuple(
+                partial(_heat, degree=lambda temperature, low=low: max(temperature, low))
+                for low in (0.05, 0.2, 0.25, 0.3, 0.5)
+            ),
+        ),
+        Mistake(
+            "the temperature is made a whole number",
+            "between 1 and 2 there is much to choose from: divide by the number itself.",
+            partial(_heat, degree=lambda temperature: int(temperature) if temperature >= 1 else temperature),
+            (
+                partial(_heat, degree=lambda temperature: max(1, int(temperature))),
+                partial(_heat, degree=lambda temperature: round(temperature) if temperature >= 1 else temperature),
+                partial(_heat, degree=lambda temperature: max(1, round(temperature))),
+            ),
+        ),
+        Mistake(
+            "-inf is replaced by a number",
+            "a token that a filter has removed must stay removed: -inf divided by a number is -inf.",
+            partial(_heat, scores=torch.nan_to_num),
+            (
+                partial(_heat, then=torch.nan_to_num),
+                *(partial(_heat, scores=lambda logits, low=low: logits.clamp(min=low)) for low in (-1e9, -1e4, -100.0)),
+                *(partial(_heat, then=lambda scores, low=low: scores.clamp(min=low)) for low in (-1e9, -1e4, -100.0)),
+                partial(_heat, scores=lambda logits: logits.nan_to_num(neginf=0.0)),
+            ),
         ),
         Mistake(
             "only the highest score is divided",

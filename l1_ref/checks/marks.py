@@ -12,7 +12,7 @@ from l1_ref.files import write_atomic
 MARKER = ".l1-workspace"
 FILE = "progress.json"
 VERDICTS = "L1_VERDICTS"  # names a file that gets one line of JSON for each check, for `l1 check` and for graders
-_RANK = {"unwritten": 0, "wrong": 1, "given": 2, "solved": 3}
+_RANK = {"unwritten": 0, "refused": 1, "wrong": 1, "given": 2, "solved": 3}
 
 
 class Row(NamedTuple):
@@ -61,7 +61,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        aside = _free_name(path)
+        aside = free_name(path, "broken")
         os.replace(path, aside)
         print(f"{path.name} could not be read; it is kept as {aside.name}, and a new one begins", file=sys.stderr)
         return {}
@@ -74,21 +74,39 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
     return {"state": state, "tries": tries, "hints": hints}
 
 
-def _free_name(path: Path) -> Path:
-    names = (path.with_name(f"{path.name}.broken{n or ''}") for n in range(1000))
+def free_name(path: Path, word: str) -> Path:
+    """Return a name beside a file under which a copy of it can be put aside.
+
+    Args:
+        path: The file.
+        word: What the copy is, such as "broken"; it ends the name.
+    """
+    names = (path.with_name(f"{path.name}.{word}{n or ''}") for n in range(1000))
     return next(name for name in names if not name.exists())
 
 
-def record(name: str, state: str | None = None, hints: int = 0, folder: Path | None = None) -> None:
+def is_workspace(folder: Path | str) -> bool:
+    """Say whether a folder is a workspace: it holds the marker file, or the progress.
+
+    Args:
+        folder: Any.
+    """
+    return any((Path(folder) / name).is_file() for name in (MARKER, FILE))
+
+
+def record(
+    name: str, state: str | None = None, hints: int = 0, folder: Path | None = None, again: bool = False
+) -> None:
     """Note the outcome of a check, or hints taken; does nothing outside a workspace.
 
     What is solved stays solved. A workspace that cannot be written never stops a check: a line on stderr says so.
 
     Args:
         name: The exercise.
-        state: "solved", "given", "wrong" or "unwritten"; None where nothing was checked.
+        state: "solved", "given", "wrong", "refused" or "unwritten"; None where nothing was checked.
         hints: How many more hints were taken.
         folder: The workspace; looked up where None.
+        again: Whether the same code may have been checked before: then it is a try only where the state rises.
     """
     folder = folder or find_workspace()
     if folder is None:
@@ -97,9 +115,9 @@ def record(name: str, state: str | None = None, hints: int = 0, folder: Path | N
         entries = read(folder)
         entry = entries.setdefault(name, {"state": "unwritten", "tries": 0, "hints": 0})
         before = dict(entry)
-        entry["tries"] += state in ("wrong", "solved")
-        entry["hints"] += hints
         entry["state"] = max(entry["state"], state or "unwritten", key=_RANK.__getitem__)
+        entry["tries"] += state in ("wrong", "refused", "solved") and not (again and entry["state"] == before["state"])
+        entry["hints"] += hints
         if entry != before:
             write_atomic(folder / FILE, json.dumps({"exercises": entries}, indent=1, sort_keys=True) + "\n")
     except OSError as error:
@@ -126,7 +144,7 @@ def table(folder: Path | None, exercises: Iterable[tuple[str, str]]) -> list[Row
         exercises: (notebook, name) of each.
     """
     entries = read(folder) if folder else {}
-    words = {"unwritten": "open", "wrong": "tried"}
+    words = {"unwritten": "open", "wrong": "tried", "refused": "tried"}
     rows = []
     for notebook, name in exercises:
         entry = entries.get(name, {"state": "unwritten", "tries": 0, "hints": 0})

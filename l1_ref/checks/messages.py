@@ -69,11 +69,24 @@ def failure(text: str, picture: str = "") -> CheckFailed:
     """
     error = CheckFailed(text)
     if _in_notebook():
-        from IPython.display import display
-
-        display({"text/html": as_html(text, picture), "text/plain": text}, raw=True)
+        show(text, html=as_html(text, picture))
         error.shown = True
     return error
+
+
+def show(text: str, **forms: str) -> None:
+    """Show a text: in a form that the notebook renders, where one listens, and plain elsewhere.
+
+    Args:
+        text: The plain form.
+        **forms: The others by their subtype: html or markdown.
+    """
+    if not _in_notebook():
+        print(text)
+        return
+    from IPython.display import display
+
+    display({"text/plain": text} | {f"text/{name}": form for name, form in forms.items()}, raw=True)
 
 
 def _in_notebook() -> bool:
@@ -132,7 +145,7 @@ def is_unwritten(value: Any) -> bool:
     if not isinstance(value, Failure) or not isinstance(value.error, NotImplementedError):
         return False
     frame = traceback.extract_tb(value.error.__traceback__)[-1]
-    raised = "raise NotImplementedError" in (frame.line or "") and _is_the_readers(frame.filename)
+    raised = "raise NotImplementedError" in (frame.line or "") and is_the_readers(frame.filename)
     return str(value.error) in ("", STUB_MESSAGE) or raised
 
 
@@ -244,14 +257,15 @@ def readers_line(error: BaseException) -> str | None:
         error: The exception, with its traceback.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_the_readers(frame.filename)]
+    own = [frame for frame in frames if is_the_readers(frame.filename)]
     if not own:
         return None
     text = own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
     return f"line {own[-1].lineno}: {text}"
 
 
-def _is_the_readers(filename: str) -> bool:
+def is_the_readers(filename: str) -> bool:
+    """Say whether a file is the reader's own code: none of Python's, of a package's or of the course's."""
     return not str(Path(filename).resolve()).startswith(_NOT_THE_READERS)
 
 

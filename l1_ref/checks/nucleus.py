@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe
 from l1_ref.checks.filters import PLACES, ROWS, RULES, fill_in, what_remains
+from l1_ref.checks.observe import OUTPUT, Observation, observe_call
 from l1_ref.generation import top_p_filter
 
 _NOTHING = "A row needs something left: softmax of nothing but -inf is NaN."
@@ -20,9 +21,15 @@ def from_chances(rows: Sequence[Sequence[float]], generator: torch.Generator, le
 
     Args:
         rows: Probabilities, the highest first.
-        generator: Draws the orders, such that the highest stands at another place in each row.
+        generator: Its seed draws the orders, such that the highest stands at another place in each row.
         level: Of the scores; softmax does not care.
     """
+    return _shuffled(tuple(map(tuple, rows)), generator.initial_seed(), level).clone()
+
+
+@lru_cache(maxsize=256)
+def _shuffled(rows: tuple[tuple[float, ...], ...], seed: int, level: float) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     while True:
         orders = [torch.randperm(len(row), generator=generator) for row in rows]
         # Neither the order of rank nor its own inverse, so that a way back that is the wrong way shows.
@@ -41,6 +48,10 @@ def _is_odd(order: Tensor) -> bool:
 
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(-1)
+
+
+def _softmax_of_columns(logits: Tensor) -> Tensor:
+    return logits.softmax(0)
 
 
 def _naive_softmax(logits: Tensor) -> Tensor:
@@ -71,8 +82,11 @@ def _top_p(
     scores: Callable[[Tensor], Tensor] = lambda logits: logits,
     fill: Callable[[Tensor, Tensor, float], Any] = fill_in,
     low: float = -math.inf,
+    all_at_1: bool = True,
 ) -> Any:
     """Filter with switches: each mistake sets one, or a few."""
+    if all_at_1 and p == 1:
+        return logits
     ranks = order(logits)
     kept = stays(chances(logits).gather(-1, ranks), p)
     return fill(scores(logits), keep(back(kept, ranks)), low)
@@ -102,6 +116,10 @@ def _moved(chances: Tensor, p: float) -> Tensor:
     """Move the rule on by one place, and forget the first."""
     kept = _up_to_p(chances, p)
     return torch.cat([kept[:, :1], kept[:, :-1]], -1)
+
+
+def _along_rows_until(chances: Tensor, p: float) -> Tensor:
+    return chances.cumsum(0) - chances < p
 
 
 def _one_more(chances: Tensor, p: float) -> Tensor:
@@ -143,6 +161,7 @@ def _single(rule: Callable[[Tensor, float], Tensor]) -> Callable:
 # Odd numbers: no sum of some of them is a p of the probes, or 1 - p, so that no rounding matters.
 _EVEN = (0.438, 0.239, 0.168, 0.113, 0.042)
 _SURE = (0.808, 0.111, 0.041, 0.031, 0.009)
+_CERTAIN = (1.0, 1e-15, 1e-16)  # float32 adds what is so small in vain
 _FLAT = (0.318, 0.261, 0.21, 0.162, 0.049)
 _LONG = (0.272, 0.232, 0.171, 0.122, 0.098, 0.06, 0.045)
 _LONG_SURE = (0.653, 0.119, 0.087, 0.052, 0.038, 0.031, 0.02)
@@ -150,6 +169,25 @@ _LONG_SURE = (0.653, 0.119, 0.087, 0.052, 0.038, 0.031, 0.02)
 
 def _chances(*rows: Sequence[float], p: float, level: float = 1.3) -> Callable[[torch.Generator], Inputs]:
     return lambda generator: {"logits": from_chances(rows, generator, level), "p": p}
+
+
+def _long_whole(generator: torch.Generator) -> Inputs:
+    """Take rows enough that the rounded sum is above 1 in some of them, whatever computes it."""
+    fixed = torch.Generator().manual_seed(0)  # rounding should not depend on the seed
+    logits = 2.0 * torch.randn(128, 24, generator=fixed)
+    logits[:, :4] = -40.0 - torch.arange(4)
+    return {"logits": logits[:, torch.randperm(24, generator=fixed)], "p": 1.0}
+
+
+def _observe_whole(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
+    """Observe a call with p = 1; record apart whether the least likely tokens stay, since rounding decides which go."""
+    seen, logits = observe_call(candidate, inputs, gradient, seed), inputs["logits"]
+    output = seen.get(OUTPUT)
+    if not isinstance(output, Tensor) or output.shape != logits.shape or output.dtype != logits.dtype:
+        return seen
+    gone = (logits.softmax(-1) < 1e-12) & (output == -math.inf)
+    seen[OUTPUT] = torch.where(gone, logits, output)
+    return seen | {"what becomes of the least likely tokens": "some are removed" if gone.any() else "all stay"}
 
 
 def _cut_before(generator: torch.Generator) -> Inputs:
@@ -169,10 +207,11 @@ TOP_P_FILTER = Exercise(
         Probe("three rows, p = 0.6", _chances(_FLAT, _EVEN, _SURE, p=0.6), "B V", False),
         Probe("two rows of seven, p = 0.75", _chances(_LONG_SURE, _LONG, p=0.75), "B V", False),
         Probe("a square, p = 0.9", _chances(_EVEN, _SURE, _FLAT, _EVEN, _FLAT, p=0.9), "B V", False),
-        Probe("a small p", _chances(_SURE, _EVEN, p=0.2), "B V", False),
+        Probe("a small p", _chances(_FLAT, _EVEN, _SURE, p=0.2), "B V", False),
         Probe("some are -inf already", _cut_before, "B V", False, edge=True),
         Probe("scores in the hundreds", _chances(_EVEN, _FLAT, p=0.75, level=200.0), "B V", False, edge=True),
-        Probe("p is 1", _chances(_EVEN, _SURE, p=1.0), "B V", False, edge=True),
+        Probe("p is 1", _chances(_CERTAIN, _CERTAIN, p=1.0), "B V", False, edge=True, observe=_observe_whole),
+        Probe("p is 1, many tokens", _long_whole, "B V", False, edge=True, observe=_observe_whole),
     ),
     mistakes=(
         Mistake(
@@ -180,8 +219,10 @@ TOP_P_FILTER = Exercise(
             _CROSSING + " " + _NOTHING,
             partial(_top_p, stays=_up_to_p),
             (
-                lambda logits, p: logits if p == 1 else _top_p(logits, p, stays=_up_to_p),
-                lambda logits, p: _top_p(logits, p, stays=lambda chances, p: chances.cumsum(-1) <= p + 1e-4),
+                lambda logits, p: _top_p(logits, p, stays=_up_to_p, all_at_1=False),
+                lambda logits, p: _top_p(
+                    logits, p, stays=lambda chances, p: chances.cumsum(-1) <= p + 1e-4, all_at_1=False
+                ),
             ),
         ),
         Mistake(
@@ -189,9 +230,12 @@ TOP_P_FILTER = Exercise(
             _CROSSING,
             partial(_top_p, stays=_first_always(_up_to_p)),
             (
-                lambda logits, p: logits if p == 1 else _top_p(logits, p, stays=_first_always(_up_to_p)),
+                lambda logits, p: _top_p(logits, p, stays=_first_always(_up_to_p), all_at_1=False),
                 lambda logits, p: _top_p(
-                    logits, p, stays=_first_always(lambda chances, p: chances.cumsum(-1) <= p + 1e-4)
+                    logits,
+                    p,
+                    stays=_first_always(lambda chances, p: chances.cumsum(-1) <= p + 1e-4),
+                    all_at_1=False,
                 ),
             ),
         ),
@@ -266,13 +310,26 @@ TOP_P_FILTER = Exercise(
         Mistake(
             "softmax goes along the batch (dim=0), not along the vocabulary",
             ROWS + "probabilities.",
-            partial(_top_p, chances=lambda logits: logits.softmax(0)),
+            partial(_top_p, chances=_softmax_of_columns),
+            tuple(
+                partial(_top_p, chances=chances, stays=stays, order=order)
+                for chances, until, order in (
+                    (_softmax_of_columns, _before_p, _ranked),
+                    (_softmax_of_columns, _before_p, lambda logits: _ranked(_softmax_of_columns(logits))),
+                    (lambda logits: logits, lambda ranked, p: _before_p(_softmax_of_columns(ranked), p), _ranked),
+                )
+                for stays in (until, _first_always(until))
+            ),
         ),
         Mistake(
             "the sum goes along the batch (dim=0), not along the vocabulary",
             ROWS + "sum.",
-            partial(_top_p, stays=lambda chances, p: chances.cumsum(0) - chances < p),
-            (partial(_top_p, stays=lambda chances, p: chances.cumsum(0) <= p),),
+            partial(_top_p, stays=_along_rows_until),
+            (
+                partial(_top_p, stays=lambda chances, p: chances.cumsum(0) <= p),
+                partial(_top_p, stays=_first_always(_along_rows_until)),
+                partial(_top_p, stays=_first_always(lambda chances, p: chances.cumsum(0) <= p)),
+            ),
         ),
         Mistake(
             "it sorts along the batch (dim=0)",
@@ -336,12 +393,30 @@ TOP_P_FILTER = Exercise(
             "exp overflows: the largest score is not subtracted before it",
             "exp of 89 is infinite in float32, and infinity divided by infinity is NaN; your softmax knows how.",
             partial(_top_p, chances=_naive_softmax),
-            (
-                partial(_top_p, chances=_naive_softmax, stays=lambda chances, p: ~(chances.cumsum(-1) - chances >= p)),
-                lambda logits, p: logits if p == 1 else _top_p(logits, p, chances=_naive_softmax),
+            (partial(_top_p, chances=_naive_softmax, stays=lambda chances, p: ~(chances.cumsum(-1) - chances >= p)),),
+        ),
+        *what_remains(
+            _top_p,
+            turned=tuple(
+                partial(_top_p, stays=stays)
+                for rule in (
+                    lambda chances, p: chances.cumsum(-1) - chances >= p,
+                    lambda chances, p: chances.cumsum(-1) >= p,
+                    lambda chances, p: chances.cumsum(-1) > p,
+                )
+                for stays in (rule, _first_always(rule))
             ),
         ),
-        *what_remains(_top_p),
+        Mistake(
+            "p = 1 does not keep every token",
+            "the rounded sum reaches 1 before the last unlikely tokens: they go, though all were asked for.",
+            partial(_top_p, all_at_1=False),
+            (
+                lambda logits, p: _top_p(logits, p, stays=_first_always(_moved), all_at_1=False),
+                lambda logits, p: _top_p(logits, min(p, 0.9999), all_at_1=False),
+                lambda logits, p: _top_p(logits, min(p, 0.999), all_at_1=False),
+            ),
+        ),
     ),
     properties=RULES,
     hints=(

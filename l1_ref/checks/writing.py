@@ -1,16 +1,13 @@
 """The check of 08_generation on the loop: generate."""
 
-import copy
-import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from l1_ref.checks import loops
-from l1_ref.checks.caches import toy_model
 from l1_ref.checks.compare import Failure
 from l1_ref.checks.draws import (
     ALL_THE_SAME,
@@ -27,165 +24,38 @@ from l1_ref.checks.draws import (
 )
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
 from l1_ref.checks.observe import OUTPUT, REPEATED, Observation, copies
+from l1_ref.checks.prompts import NARROW, SETTINGS, loaded, prompts, stops
 from l1_ref.generation import generate, sample
-from l1_ref.transformer import L1Model
 
 _STEPS = "the steps of a row"
 _MODE, _RECORDED, _AFTER = "the model's mode afterwards", "steps recorded for gradients", "gradients afterwards"
-_CONFIG = {
-    "vocab_size": 9,
-    "max_seq_length": 16,
-    "n_layers": 1,
-    "n_heads": 2,
-    "n_embd": 12,
-    "dropout": 0.0,
-    "tie_weights": False,
-}
-_NARROW = {"max_seq_length": 5}
-_GAP = 0.02  # between the two highest scores, so that no rounding changes a greedy text
+_TRAINABLE = "the model's parameters afterwards"
 
 
-@lru_cache(maxsize=64)
-def _author(seed: int, **config: Any) -> L1Model:
-    """Build a model whose greedy texts are varied, and depend on all that it sees."""
-    model = copy.deepcopy(toy_model(seed, **(_CONFIG | config)))
-    with torch.no_grad():
-        model.embedding.position.weight *= 2
-        for block in model.blocks:
-            block.attention.qkv.weight[: 2 * model.config.n_embd] *= 1.7
-            block.attention.proj.weight *= 3
-    return model
-
-
-@torch.no_grad()
-def _greedy_texts(model: L1Model, ids: Tensor, n: int) -> Tensor:
-    """Continue prompts greedily, and leave out those where two scores are nearly the same."""
-    gap = torch.full((len(ids),), math.inf)
-    for _ in range(n):
-        best = model(ids[:, -model.config.max_seq_length :])[:, -1].topk(2)
-        gap = gap.minimum(best.values[:, 0] - best.values[:, 1])
-        ids = torch.cat((ids, best.indices[:, :1]), 1)
-    return ids[gap > _GAP]
-
-
-@lru_cache(maxsize=256)
-def _texts(seed: int, B: int, T: int, n: int, **config: Any) -> tuple[int, Tensor]:
-    """Return the seed of a model, and prompts whose greedy continuations differ from each other."""
-    while True:
-        model = _author(seed, **config)
-        ids = torch.randint(model.config.vocab_size, (8 * B, T), generator=torch.Generator().manual_seed(seed))
-        texts = {tuple(text[T:]): text for text in _greedy_texts(model, ids, n).tolist()}
-        if len(texts) >= B:
-            return seed, torch.tensor(list(texts.values())[:B])
-        seed += 7919  # this model writes too much alike: take another
-
-
-def _prompts(
-    B: int, T: int, max_new_tokens: int, *settings: Any, training: bool = False, **config: Any
-) -> Callable[[torch.Generator], Inputs]:
-    """Return the builder of a probe: a model, prompts, and settings in the order of the call."""
-
-    def build(generator: torch.Generator) -> Inputs:
-        seed, texts = _texts(generator.initial_seed(), B, T, max(1, max_new_tokens), **config)
-        model = copy.deepcopy(_author(seed, **config)).train(training)
-        return _named(model, texts[:, :T].clone(), max_new_tokens, *settings)
-
-    return build
-
-
-_SETTINGS = ("temperature", "top_k", "top_p", "stop_token", "generator")
-
-
-def _named(*values: Any) -> Inputs:
-    return dict(zip(("model", "ids", "max_new_tokens", *_SETTINGS), values, strict=False))
+# What is seen.
 
 
 def _by_name(candidate: Callable) -> Callable:
     """Hand over settings by their names: the reference takes more of them, in another order."""
-    return lambda model, ids, n, *settings: candidate(model, ids, n, **dict(zip(_SETTINGS, settings, strict=False)))
-
-
-@lru_cache(maxsize=64)
-def _stopping(seed: int, plan: tuple, n: int, stop: int | None, T: int = 3) -> tuple[int, Tensor, int]:
-    """Find prompts whose greedy continuations draw a stop token at given steps, and go on with other tokens.
-
-    Args:
-        seed: Where the search begins.
-        plan: The step of each row, counted from 1; None where it never comes within n.
-        n: Number of steps.
-        stop: The stop token, which then stands at the beginning of each prompt; any, and in no prompt, where None.
-        T: Length of a prompt.
-
-    Returns:
-        The seed of the model, the prompts and the stop token.
-    """
-    V = _CONFIG["vocab_size"]
-    while True:
-        ids = torch.randint(V, (250, T), generator=torch.Generator().manual_seed(seed))
-        if stop is not None:
-            ids[:, 0] = stop
-        texts = _greedy_texts(_author(seed), ids, n)
-        for token in range(1, V) if stop is None else [stop]:
-            rows = [_with_stop(texts, token, step, n, T, anywhere=stop is not None) for step in plan]
-            if all(map(len, rows)):
-                return seed, torch.stack([found[0] for found in rows])[:, :T], token
-        seed += 7919
-
-
-def _with_stop(texts: Tensor, token: int, step: int | None, n: int, T: int, anywhere: bool) -> Tensor:
-    """Return the texts that draw the token at this step alone, or never where that is None."""
-    came = texts[:, T : T + n] == token
-    fits = ~came.any(1) if step is None else came[:, step - 1] & (came.sum(1) == 1)
-    return texts[fits] if anywhere else texts[fits & ~(texts[:, :T] == token).any(1)]
-
-
-def _stops(*plan: int | None, n: int, stop: int | None = None) -> Callable[[torch.Generator], Inputs]:
-    """Return the builder of a probe: prompts whose rows draw the stop token at these steps."""
-
-    def build(generator: torch.Generator) -> Inputs:
-        seed, ids, token = _stopping(generator.initial_seed(), plan, n, stop)
-        return _named(copy.deepcopy(_author(seed)), ids.clone(), n, 0.0, None, None, token)
-
-    return build
-
-
-_SURE, _SIX = (0.83, 0.065, 0.06, 0.045), (0.34, 0.22, 0.16, 0.12, 0.09, 0.07)
-
-
-def _loaded(chances: Sequence[float], *settings: Any, B: int = 1, n: int = 1) -> Callable[[torch.Generator], Inputs]:
-    """Return the builder of a probe: a model that expects the same at every place, and a short prompt."""
-
-    def build(generator: torch.Generator) -> Inputs:
-        V = len(chances)
-        model = copy.deepcopy(toy_model(0, **(_CONFIG | {"vocab_size": V})))
-        order = torch.randperm(V, generator=generator)
-        with torch.no_grad():
-            model.norm.weight.zero_()
-            model.norm.bias.copy_(torch.eye(_CONFIG["n_embd"])[0])
-            model.head.weight[order, 0] = torch.tensor(chances).log() + 4.0
-        return _named(model, torch.randint(V, (1, 2), generator=generator).repeat(B, 1), n, *settings)
-
-    return build
-
-
-# What is seen.
+    return lambda model, ids, n, *settings: candidate(model, ids, n, **dict(zip(SETTINGS, settings, strict=False)))
 
 
 @torch.enable_grad()
 def _observe_writing(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
     """Let code write without chance; record the ids, and what becomes of the model and of the gradients."""
     model, ids, *settings = inputs.values()
-    was_training, recorded = model.training, []
+    was_training, recorded, fed = model.training, [], []
+    model.embedding.register_forward_pre_hook(lambda module, given: fed.append(given[0].shape[-1]))
     model.embedding.register_forward_hook(lambda module, given, output: recorded.append(output.requires_grad))
     outputs = []
     try:
-        for n in range(2):
+        for n in range(2 if len(ids) > 1 else 4):  # what is drawn for one row alone is easily the same twice
             mine = ids.clone()
             torch.default_generator.manual_seed(seed + n)
             model.train(was_training)
             outputs.append(_by_name(candidate)(model, mine, *settings))
     except Exception as error:
-        return {OUTPUT: Failure(error)}
+        return {OUTPUT: Failure(error, at=fed[-1:])}  # how many tokens the model met last
     gradients_on = torch.is_grad_enabled()  # as the code left it; behind this function they are on again
     if not all(_alike(outputs[0], other) for other in outputs):
         return {REPEATED: "differ"}
@@ -196,6 +66,7 @@ def _observe_writing(candidate: Callable, inputs: Inputs, gradient: bool, seed: 
     seen[_MODE] = "mixed" if len(modes) > 1 else "training" if modes == {True} else "eval"
     seen[_RECORDED] = "yes" if any(recorded) else "no"
     seen[_AFTER] = "as before" if gradients_on else "turned off"
+    seen[_TRAINABLE] = "as before" if all(p.requires_grad for p in model.parameters()) else "frozen"
     return seen
 
 
@@ -275,6 +146,7 @@ def _compared(a: Any, b: Any) -> str:
     return "the same draw" if same_ids(a, b) else "another draw"
 
 
+SURE, SIX = (0.83, 0.065, 0.06, 0.045), (0.34, 0.22, 0.16, 0.12, 0.09, 0.07)
 _LAST = "the model sees as much of the text as it has positions for: its last max_seq_length tokens."
 _ENDS = "a row that has drawn the stop token is finished; the others go on, and all stay equally long."
 _PASS = "the caller's settings must reach the draw."
@@ -291,30 +163,49 @@ GENERATE = Exercise(
     probes=tuple(
         partial(Probe, axes="B S", gradient=False)(*each, **more)
         for *each, more in (
-            ("three prompts, greedy", _prompts(3, 3, 4, 0.0), {}),
-            ("a model in training mode, with dropout", _prompts(4, 2, 4, 0.0, training=True, dropout=0.5), {}),
-            ("the rows stop one after the other", _stops(2, 3, 1, n=5), {}),
-            ("one row never stops, and stop_token is 0", _stops(1, None, 3, n=5, stop=0), {}),
-            ("hot, with top_k = 1", _prompts(5, 3, 4, 3.0, 1), {}),
-            ("hot, with a small top_p", _prompts(5, 3, 4, 3.0, None, 0.01), {}),
+            ("three prompts, greedy", prompts(3, 3, 4, 0.0), {}),
+            ("a model in training mode, with dropout", prompts(4, 2, 4, 0.0, training=True, dropout=0.5), {}),
+            ("the rows stop one after the other", stops(2, 3, 1, n=5, training=True), {}),
+            ("one row never stops, and stop_token is 0", stops(1, None, 3, n=5, stop=0), {}),
+            ("hot, with top_k = 1", prompts(5, 3, 4, 3.0, 1), {}),
+            ("hot, with a small top_p", prompts(5, 3, 4, 3.0, None, 0.01), {}),
             (
                 "nothing but the model, the prompts and a number",
-                _loaded(_SURE),
+                loaded(SURE),
                 {"observe": _observe_counts},
             ),
-            ("all settings", _loaded(_SIX, 3.0, 4, 0.62, None, None), {"observe": _observe_counts}),
+            # What stays is told apart from what stays at another temperature, or with another k or p.
+            ("all settings", loaded(SIX, 3.0, 4, 0.58, None, None), {"observe": _observe_counts}),
+            ("cold, with top_p", loaded(SIX, 0.5, None, 0.86, None, None), {"observe": _observe_counts}),
             (
                 "rows that follow the generator",
-                _loaded(_SIX, 1.5, None, None, None, None, B=12, n=2),
+                loaded(SIX, 1.5, None, None, None, None, B=12, n=2),
                 {"observe": _observe_steps},
             ),
-            ("a text that grows beyond the context", _prompts(6, 3, 6, 0.0, **_NARROW), {"edge": True}),
-            ("prompts that are longer than the context", _prompts(6, 8, 2, 0.0, **_NARROW), {"edge": True}),
-            ("no new tokens", _prompts(2, 4, 0, 0.0), {"edge": True}),
-            ("one prompt, which stops", _stops(2, n=3), {}),
+            ("a text that grows beyond the context", prompts(6, 3, 6, 0.0, **NARROW), {"edge": True}),
+            ("prompts that are longer than the context", prompts(6, 8, 2, 0.0, **NARROW), {"edge": True}),
+            ("no new tokens", prompts(2, 4, 0, 0.0, training=True), {"edge": True}),
+            ("one prompt, which ends in the stop token", stops(2, n=3, stop=4, place=-1), {}),
         )
     ),
     mistakes=(
+        # These three show in the dearest probe alone: first, so that few versions are run there.
+        Mistake(
+            "the generator is not used",
+            "whoever hands in a generator of the same seed must get the same text again.",
+            partial(loops.write, draw=loops.setting(generator=None)),
+        ),
+        _rare(
+            "each step draws with the same seed",
+            "the same chance number at each step makes texts that no model would write; set no seed.",
+            loops.alone(draw=loops.seeded_each_time),
+        ),
+        _rare(
+            "torch's own seed is set inside",
+            "without a generator two calls must differ, unless the caller sets a seed.",
+            loops.alone(begin=loops.seeded_inside),
+            (loops.alone(begin=loops.seeded_inside, draw=loops.setting(generator=None)),),
+        ),
         _rare(
             "the scores behind the first token are used, not those behind the last",
             "the next token follows the last one: [:, -1].",
@@ -340,6 +231,17 @@ GENERATE = Exercise(
             "there is no crop: a text longer than the context stops with an error",
             _LAST,
             partial(loops.write, window=lambda ids, limit: ids),
+        ),
+        _rare(
+            "the crop leaves one token too many",
+            _LAST,
+            loops.alone(window=lambda ids, limit: ids[:, -(limit + 1) :]),
+        ),
+        _rare(
+            "the cache is not filled anew when the window is full",
+            "each token moves by one there, and its keys change: feed the last max_seq_length ids, without old keys.",
+            loops.cached(loops.kept),
+            tuple(map(loops.cached, (loops.rolled, loops.shortened, loops.emptied))),
         ),
         Mistake(
             "the text is cropped on the wrong side: the model sees its beginning",
@@ -400,6 +302,17 @@ GENERATE = Exercise(
             loops.alone(end=loops.stay),
         ),
         _rare(
+            "the mode is not given back where it returns early",
+            "a return inside the loop, or before it, passes over what stands behind it: use break, or try and finally.",
+            loops.alone(returns_inside=True),
+            (loops.back_at_once, loops.back_wherever),
+        ),
+        _rare(
+            "the model's parameters stay frozen",
+            _UNDISTURBED,
+            loops.alone(end=loops.frozen),
+        ),
+        _rare(
             "the model is always left in training mode",
             _UNDISTURBED,
             loops.alone(end=loops.train),
@@ -423,6 +336,11 @@ GENERATE = Exercise(
             "the end waits for the stop token in all rows at the same step",
             "rows stop at different times: remember which have drawn it.",
             loops.alone(fill=loops.not_filled, stopped_by=loops.at_once),
+        ),
+        _rare(
+            "it works for one row only: .item() asks for the end",
+            "ids is a batch: keep one truth value for each row.",
+            loops.for_one_row,
         ),
         _rare(
             "a row that has stopped is filled with another token",
@@ -466,7 +384,13 @@ GENERATE = Exercise(
             "a stop token in the prompt counts",
             "what the prompt holds was not drawn; only new tokens can stop a row.",
             loops.alone(stopped_by=loops.anywhere),
-            (loops.alone(stopped_by=loops.anywhere, fill=lambda new, stopped, stop: new),),
+            (loops.alone(stopped_by=loops.anywhere, fill=loops.not_filled), *loops.counting_prompts()),
+        ),
+        _rare(
+            "a stop token at the end of the prompt counts",
+            "the last id of a text may still be the prompt's: remember for each row whether it has drawn the token.",
+            loops.asks_last_first,
+            tuple(loops.alone(start=loops.at_the_end, asks_first=first) for first in (False, True)),
         ),
         _rare(
             "the last stop token is left out",
@@ -477,6 +401,16 @@ GENERATE = Exercise(
             "the temperature is ignored",
             _PASS,
             partial(loops.write, draw=loops.setting(temperature=1.0)),
+        ),
+        _rare(
+            "temperature 0 is taken for 1",
+            "0 is greedy, and false as well: `temperature or 1.0` gives 1.",
+            loops.alone(draw=loops.never_zero),
+        ),
+        _rare(
+            "the temperature acts twice",
+            "sample divides by it already.",
+            loops.alone(draw=loops.heated_twice),
         ),
         Mistake(
             "top_k is ignored",
@@ -504,11 +438,6 @@ GENERATE = Exercise(
             loops.alone(draw=loops.setting(temperature=1.0, top_k=None, top_p=None)),
             (loops.alone(draw=loops.setting(temperature=1.0, top_k=None, top_p=None, generator=None)),),
         ),
-        Mistake(
-            "the generator is not used",
-            "whoever hands in a generator of the same seed must get the same text again.",
-            partial(loops.write, draw=loops.setting(generator=None)),
-        ),
         _rare(
             "nothing is drawn: it is greedy at every temperature",
             "l1_ref.sample draws; it is greedy at temperature 0.",
@@ -518,17 +447,6 @@ GENERATE = Exercise(
             "there is one draw for the whole batch",
             "each row is a text of its own, and draws for itself.",
             loops.alone(draw=loops.one_for_all),
-        ),
-        _rare(
-            "each step draws with the same seed",
-            "the same chance number at each step makes texts that no model would write; set no seed.",
-            loops.alone(draw=loops.seeded_each_time),
-        ),
-        _rare(
-            "torch's own seed is set inside",
-            "without a generator two calls must differ, unless the caller sets a seed.",
-            loops.alone(begin=loops.seeded_inside),
-            (loops.alone(begin=loops.seeded_inside, draw=loops.setting(generator=None)),),
         ),
         _rare(
             "softmax is applied before the draw",

@@ -40,12 +40,20 @@ def blank(notebook: NotebookNode) -> NotebookNode:
     stub = {"python": f'raise NotImplementedError("{STUB_MESSAGE}")'}
     for step in (ClearSolutions(code_stub=stub), LockCells(), ClearOutput(), CheckCellMetadata(), ComputeChecksums()):
         copy, resources = step.preprocess(copy, resources)
-    # JupyterLab's "Run All" goes on behind a cell with this tag: a blank that is left open does not stop the rest.
-    first = next((i for i, cell in enumerate(copy.cells) if "exercise" in tags(cell)), len(copy.cells))
-    for cell in copy.cells[first:]:
+    go_on_behind_blanks(copy)
+    return copy
+
+
+def go_on_behind_blanks(notebook: NotebookNode) -> None:
+    """Mark the cells from the first exercise on, in place: JupyterLab's "Run All" goes on behind a blank left open.
+
+    Args:
+        notebook: Any edition.
+    """
+    first = next((i for i, cell in enumerate(notebook.cells) if "exercise" in tags(cell)), len(notebook.cells))
+    for cell in notebook.cells[first:]:
         if cell.cell_type == "code" and "raises-exception" not in tags(cell):
             cell.metadata["tags"] = [*tags(cell), "raises-exception"]
-    return copy
 
 
 def load_blank(name: str) -> NotebookNode:

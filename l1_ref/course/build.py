@@ -6,11 +6,13 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import nbformat
+from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from l1_ref.course import sources
+from l1_ref.course import pages, sources
 from l1_ref.files import write_atomic
 
 BUILT = sources.ROOT / "notebooks"
@@ -18,7 +20,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def build(names: Iterable[str] | None = None, execute: bool = True, folder: Path = BUILT) -> list[Path]:
-    """Build complete editions; nothing is written unless all went well.
+    """Build complete editions, with the pages that they link to; nothing is written unless all went well.
 
     Args:
         names: Which notebooks; all where None.
@@ -26,7 +28,7 @@ def build(names: Iterable[str] | None = None, execute: bool = True, folder: Path
         folder: Where they go.
 
     Returns:
-        The files written.
+        The notebooks written.
 
     Raises:
         ValueError: A notebook breaks a rule of the course; the message lists all of them.
@@ -44,6 +46,8 @@ def build(names: Iterable[str] | None = None, execute: bool = True, folder: Path
         built[Path(folder) / f"{name}.ipynb"] = notebook
     for path, notebook in built.items():
         write_atomic(path, as_text(notebook))
+    for name, text in pages.texts().items():
+        write_atomic(Path(folder) / name, text)
     return list(built)
 
 
@@ -61,23 +65,37 @@ def run(notebook: NotebookNode, allow_errors: bool = False, folder: Path | None 
         allow_errors: Whether to go on after a cell that fails.
         folder: Where it runs; an empty temporary folder where None, which is no workspace, so no progress is written.
     """
-    from nbclient import NotebookClient
-
-    environment = {key: value for key, value in os.environ.items() if key != "L1_WORKSPACE"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(sources.ROOT), environment.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as empty:
-        client = NotebookClient(
-            notebook,
-            timeout=300,
-            kernel_name="python3",
-            record_timing=False,
-            coalesce_streams=True,
-            allow_errors=allow_errors,
-            resources={"metadata": {"path": str(folder or empty)}},
-        )
-        client.execute(env=environment)
+        runner = client(notebook, folder or Path(empty), timeout=300, coalesce_streams=True, allow_errors=allow_errors)
+        runner.execute(env=kernel_environment())
     _tidy(notebook)
     return notebook
+
+
+def client(
+    notebook: NotebookNode, folder: Path, kind: type[NotebookClient] = NotebookClient, **options: Any
+) -> NotebookClient:
+    """Return what runs a notebook in a fresh kernel of this environment.
+
+    Args:
+        notebook: Its outputs are replaced when it runs.
+        folder: Where the kernel runs.
+        kind: Another class of client.
+        **options: Of the client.
+    """
+    place = {"metadata": {"path": str(folder)}}
+    return kind(notebook, kernel_name="python3", record_timing=False, resources=place, **options)
+
+
+def kernel_environment(**more: str) -> dict[str, str]:
+    """Return the environment variables of a kernel: this course's package can be imported, no workspace is named.
+
+    Args:
+        **more: Variables to add.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "L1_WORKSPACE"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(sources.ROOT), environment.get("PYTHONPATH")]))
+    return environment | more
 
 
 def _tidy(notebook: NotebookNode) -> None:
@@ -112,6 +130,10 @@ def check_built(folder: Path = BUILT) -> list[str]:
             continue
         problems = _unlike(sources.load(name), built) + sources.broken_rules(built)
         found += [f"{name}: {problem}" for problem in problems]
+    for name, text in pages.texts().items():
+        page = Path(folder) / name
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            found.append(f"{name}: it is not that of the source")
     strays = {path.stem for path in Path(folder).glob("*.ipynb")} - set(sources.names())
     return found + [f"{name}: there is no source for it" for name in sorted(strays)]
 

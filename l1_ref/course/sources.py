@@ -89,8 +89,17 @@ def _guide(exercise: NotebookNode | None) -> Iterator[NotebookNode]:
     yield nbformat.v4.new_markdown_cell("\n\n".join(parts), metadata={"name": f"{name}-guide", "tags": ["guide"]})
 
 
+def content_id(cell: NotebookNode) -> str:
+    """Return the id that a cell without a name has: it depends on its kind and its text alone.
+
+    Args:
+        cell: Of any notebook.
+    """
+    return hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+
+
 def _identity(cell: NotebookNode, taken: set[str]) -> str:
-    wanted = cell.metadata.get("name") or hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+    wanted = cell.metadata.get("name") or content_id(cell)
     candidates = (wanted if n == 1 else f"{wanted}-{n}" for n in range(1, len(taken) + 2))
     return next(each for each in candidates if each not in taken)
 

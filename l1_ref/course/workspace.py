@@ -1,16 +1,21 @@
 """The reader's workspace: a folder with the blank notebooks and the progress made in them."""
 
 import os
+import shlex
 import subprocess
 import sys
-import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 
+from nbformat import NotebookNode
+
 from l1_ref.checks import marks, progress_table
-from l1_ref.course import sources
+from l1_ref.course import editions, pages, sources
 from l1_ref.course.blank import load_blank
 from l1_ref.course.build import as_text
-from l1_ref.files import write_atomic
+from l1_ref.course.doctor_probes import has_browser
+from l1_ref.course.merging import is_of_edition
+from l1_ref.files import read_bytes, write_atomic
 
 _NOTE = "This folder is a workspace of the L1 course: your notebooks, and progress.json. l1 learn goes on in it.\n"
 
@@ -21,11 +26,12 @@ class WorkspaceError(ValueError):
     """A folder cannot serve as a workspace; the message says why and what to do."""
 
 
-def learn(folder: Path | str = "workspace") -> Path:
+def learn(folder: Path | str = "workspace", say: Callable[[str], object] = lambda line: None) -> Path:
     """Make a workspace, or go on in one; a notebook that is there is never touched.
 
     Args:
         folder: Where; made if missing. An existing folder must be empty or a workspace.
+        say: Is told where a newer edition is there, and what became of an update that was interrupted.
 
     Returns:
         The notebook to open: the first that has an exercise not yet solved or given.
@@ -38,15 +44,41 @@ def learn(folder: Path | str = "workspace") -> Path:
     try:
         if not (folder / marks.MARKER).exists():
             write_atomic(folder / marks.MARKER, _NOTE)
-        for name in sources.names():
-            path = folder / f"{name}.ipynb"
-            if not os.path.lexists(path):
-                write_atomic(path, as_text(load_blank(name)))
+        for line in editions.finish_changes(folder):
+            say(line)
+        if _hand_out(folder):
+            say(f"a newer edition is there: l1 update {shlex.quote(str(folder))}")
     except OSError as error:
         raise WorkspaceError(
             f"the workspace {folder} cannot be written ({error.strerror or error}); choose another: l1 learn FOLDER"
         ) from None
     return folder / f"{_next_notebook(folder)}.ipynb"
+
+
+def _hand_out(folder: Path) -> bool:
+    """Make the notebooks and pages that are missing; tell whether those that are there are of another edition."""
+    handed_out, new = editions.read_editions(folder), {name: load_blank(name) for name in sources.names()}
+    is_outdated = pages.hand_out(folder) or not handed_out.keys() <= new.keys()
+    for name, notebook in new.items():
+        path, text = folder / f"{name}.ipynb", as_text(notebook)
+        if not os.path.lexists(path):
+            # First the edition: a notebook without it could not be told from the reader's own work.
+            write_atomic(folder / editions.EDITION / path.name, text)
+            write_atomic(path, text)
+        elif name in handed_out:
+            is_outdated |= handed_out[name] != notebook
+        elif _is_of_edition(path, notebook):  # made before editions were kept
+            write_atomic(folder / editions.EDITION / path.name, text)
+        else:
+            is_outdated = True
+    return is_outdated
+
+
+def _is_of_edition(path: Path, notebook: NotebookNode) -> bool:
+    try:
+        return is_of_edition(editions.as_notebook(read_bytes(path)), notebook)
+    except (OSError, ValueError):
+        return False
 
 
 def _require_usable(folder: Path) -> None:
@@ -84,23 +116,17 @@ def open_lab(notebook: Path) -> int:
     # Nobody offline should be asked about news, or wait for them: this folder's settings switch the question off.
     command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     settings = os.pathsep.join(filter(None, [str(_JUPYTER), os.environ.get("JUPYTER_CONFIG_PATH")]))
-    if not _has_browser():
+    if not has_browser():
         command.append("--no-browser")
         print("no browser here: open the address that JupyterLab prints below; Ctrl-C ends it", flush=True)
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # a container's only user, as a rule
-    try:
-        environment = {**os.environ, "JUPYTER_CONFIG_PATH": settings}
-        return subprocess.run([*command, notebook.name], cwd=notebook.parent, env=environment).returncode
-    except KeyboardInterrupt:
-        return 0
-
-
-def _has_browser() -> bool:
-    if os.environ.get("CI") or (sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}):
-        return False
-    try:
-        webbrowser.get()
-    except webbrowser.Error:
-        return False
-    return True
+    # So that the printed address, and `/`, lead to the notebook too.
+    command += [f"--LabApp.default_url=/lab/tree/{notebook.name}", notebook.name]
+    environment = {**os.environ, "JUPYTER_CONFIG_PATH": settings}
+    with subprocess.Popen(command, cwd=notebook.parent, env=environment) as lab:
+        while True:
+            try:
+                return lab.wait()
+            except KeyboardInterrupt:
+                continue  # Ctrl-C reaches JupyterLab too: it asks whether to end, and shuts its kernels down

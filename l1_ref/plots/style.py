@@ -162,7 +162,7 @@ def explore(draw: Callable[..., tuple[Figure, str]], **choices: Sequence[Any]) -
             description=name.replace("_", " "),
             continuous_update=False,
             style={"description_width": "initial"},
-            layout=Layout(width="28em"),
+            layout=Layout(width="28em", max_width="100%"),  # in a narrow window too, its value is seen
         )
         for name, values in choices.items()
     }

@@ -8,8 +8,12 @@
 #
 # **Time.** About 40 minutes.
 #
+# **Difficulty.** Easy.
+#
 # **You need.** Python: functions and loops. A little PyTorch: what a tensor is, and that `x.sum(dim)` adds along one
 # axis. No GPU, no network.
+#
+# Words and letters: [glossary](glossary.md).
 #
 # Run each cell with Shift+Enter, from top to bottom.
 
@@ -187,16 +191,18 @@ def guess(x, dim):
 print(checks.softmax.diagnose(guess).text)
 
 # %% [markdown]
-# Four lines that help:
+# Five lines that help:
 #
 # | line | what it does |
 # |---|---|
 # | `checks.softmax(softmax)` | checks your code |
 # | `checks.hint("softmax")` | gives the next hint; there are three, from a nudge to a plan |
+# | `checks.show("softmax")` | shows our version, with its source; it asks first, since that is the answer |
 # | `softmax = checks.give("softmax")` | hands you our version, so that you can go on |
 # | `checks.progress()` | shows what you have solved; in a terminal: `l1 progress` |
 #
-# You can stop anywhere. Your notebooks and your progress stay in your workspace.
+# You can stop anywhere. Your notebooks and your progress stay in your workspace. In a terminal, `l1 check` runs all that
+# you have written once more, from the top.
 #
 # ## From scores to probabilities
 #

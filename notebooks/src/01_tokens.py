@@ -8,7 +8,11 @@
 #
 # **Time.** About two hours.
 #
+# **Difficulty.** Medium.
+#
 # **You need.** Notebook 00, and Python's dictionaries, tuples and `Counter`. No GPU, no network.
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import time

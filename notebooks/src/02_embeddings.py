@@ -9,7 +9,11 @@
 #
 # **Time.** About 70 minutes.
 #
+# **Difficulty.** Medium.
+#
 # **You need.** Notebooks 00 and 01. What a matrix product is. Sine and cosine.
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import torch

@@ -9,8 +9,12 @@
 #
 # **Time.** About two hours, in two sittings: a good place to stop is after the bug hunt.
 #
+# **Difficulty.** Medium.
+#
 # **You need.** `softmax` from notebook 00, and from notebook 02 that a text becomes a tensor `(B, T, C)`. Matrix
 # products: `a @ b`, which works on the last two axes of tensors with more.
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import math
@@ -182,7 +186,7 @@ def causal_mask(T, S):
 checks.causal_mask(causal_mask)
 
 # %% [markdown]
-# ## Why divide by $\sqrt{D}$
+# ## Why divide by √D
 #
 # One thing is missing before you write the weights. Take random queries and keys of width D, each component with mean 0
 # and variance 1. A dot product adds up D products of two components. Each product again has mean 0 and variance 1, and

@@ -10,7 +10,11 @@
 #
 # **Time.** About 75 minutes.
 #
+# **Difficulty.** Easy.
+#
 # **You need.** Notebook 03, and a PyTorch class with `__init__` and `forward`.
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import itertools

@@ -10,7 +10,11 @@
 #
 # **Time.** About 75 minutes.
 #
+# **Difficulty.** Medium.
+#
 # **You need.** Notebooks 02 and 04, and a PyTorch class with `__init__` and `forward`.
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import dataclasses

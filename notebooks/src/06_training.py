@@ -9,8 +9,12 @@
 #
 # **Time.** About 120 minutes, in several sittings if you like.
 #
+# **Difficulty.** Medium.
+#
 # **You need.** Notebook 05. From PyTorch: `loss.backward()` leaves in `p.grad` of every parameter `p` how fast the loss
 # rises when `p` grows.
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import collections

@@ -9,7 +9,11 @@
 #
 # **Time.** About two hours, in two sittings: a good place to stop is before checkpointing.
 #
+# **Difficulty.** Medium.
+#
 # **You need.** Notebook 06: the training step, AdamW, clipping, targets of -100. Notebook 05: the config and the count.
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import copy

@@ -10,7 +10,11 @@
 # **Time.** About two and a half hours, in two sittings: a good place to stop is before "The same work, again and
 # again".
 #
+# **Difficulty.** Medium.
+#
 # **You need.** `softmax` (00), queries, keys and values (03), the model (05).
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import collections

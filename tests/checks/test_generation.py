@@ -49,7 +49,22 @@ def only_positive(logits):
     return best
 
 
+def best_above_zero(logits):
+    best = []
+    for row in logits.tolist():
+        top, place = 0.0, 0
+        for i, score in enumerate(row):
+            if score > top:
+                top, place = score, i
+        best.append([place])
+    return torch.tensor(best)
+
+
 GREEDY_WRONG = {
+    best_above_zero: "begins with a best score of 0",
+    lambda logits: logits.round().max(-1, keepdim=True).indices: "the scores are rounded",
+    lambda logits: logits.long().argmax(1, keepdim=True): "the scores are rounded",
+    lambda logits: logits.max(-1, keepdim=True).indices.byte(): "the ids are not int64",
     lambda logits: torch.tensor(pythons(logits)): "the axis is lost",
     lambda logits: logits.max(dim=-1).indices: "the axis is lost",
     lambda logits: torch.tensor([pythons(logits)]): "lie in a row",
@@ -128,7 +143,12 @@ HEAT_WRONG = {
     lambda x, t: x / (t + 1): "1 + temperature",
     lambda x, t: x / t if t > 1 else x: "below 1 is ignored",
     lambda x, t: x / t if t < 1 else x: "above 1 is ignored",
-    lambda x, t: x / (0.1 if t < 0.1 else t): "is raised to 0.1",
+    lambda x, t: x / (0.1 if t < 0.1 else t): "a low temperature is raised",
+    lambda x, t: torch.div(x, max(t, 0.05)): "a low temperature is raised",
+    lambda x, t: x / math.floor(t) if t >= 1 else x / t: "a whole number",
+    lambda x, t: x / max(1, int(t)): "a whole number",
+    lambda x, t: torch.nan_to_num(x).div(t): "-inf is replaced by a number",
+    lambda x, t: (x / t).clamp(-1e4): "-inf is replaced by a number",
     best_only: "only the highest score",
     lambda x, t: x / -t: "the sign is turned",
     divide_in_place: "changed in place",
@@ -255,7 +275,55 @@ def k_capped(x, k):
     return k_scattered(x, k)
 
 
+def k_above_the_next(x, k):
+    """Keep what is above the first score that goes."""
+    if k >= x.shape[1]:
+        return x.clone()
+    ranked = torch.sort(x, dim=1, descending=True)[0]
+    return torch.where(x > ranked[:, k : k + 1], x, -INF)
+
+
+def k_values(x, k):
+    """Count equal scores once."""
+    rows = []
+    for row in x.tolist():
+        kth = sorted(set(row), reverse=True)[:k][-1]
+        rows.append([v if v >= kth else -INF for v in row])
+    return torch.tensor(rows)
+
+
+def k_in_any_row(x, k):
+    kept = set(x.topk(min(k, x.shape[1])).values.flatten().tolist())
+    return torch.tensor([[v if v in kept else -INF for v in row] for row in x.tolist()])
+
+
+def k_order_for_rank(x, k):
+    order = torch.sort(x, dim=1, descending=True).indices
+    return torch.where(order < k, x, -INF)
+
+
+def k_written_to_all(x, k):
+    values, places = torch.topk(x, min(k, x.shape[1]))
+    out = torch.full_like(x, -INF)
+    out[:, places] = values
+    return out
+
+
+def k_kept_in_all(x, k):
+    out = torch.full_like(x, -INF)
+    places = x.topk(min(k, x.shape[1])).indices.flatten()
+    out[:, places] = x[:, places]
+    return out
+
+
 TOP_K_WRONG = {
+    k_above_the_next: "of those that tie with the k-th",
+    k_values: "equal scores are counted once",
+    k_in_any_row: "another row keeps one that equals it",
+    k_order_for_rank: "taken for ranks",
+    k_written_to_all: "is kept in all rows",
+    k_kept_in_all: "is kept in all rows",
+    lambda x, k: kept_k(x, k, keep=lambda v, kth: v <= kth): "turned round",
     lambda x, k: kept_k(x, k, keep=lambda v, kth: v > kth): "the k-th token is removed too",
     lambda x, k: kept_k(x, k + 1): "one token too many",
     lambda x, k: x.masked_fill(x < x.topk(k + 1).values[:, -1:], -INF): "one token too many",
@@ -348,8 +416,10 @@ def reached(total, chance, p):
     return total >= p
 
 
-def kept_p(x, p, stop=reached, low=-INF, value=lambda v: v, minimum=0, order=None, soft=None):
+def kept_p(x, p, stop=reached, low=-INF, value=lambda v: v, minimum=0, order=None, soft=None, whole=True):
     """Filter by Python's own lists; each argument is a mistake."""
+    if whole and p == 1:
+        return x
     out = []
     for row in x.tolist():
         chances = soft(row) if soft else torch.tensor(row, dtype=torch.float64).softmax(0).tolist()
@@ -393,7 +463,14 @@ def p_one_more(x, p):
     return x.masked_fill(remove.scatter(1, i, remove), -INF)
 
 
-def p_right(x, p, back=lambda remove, i: remove.scatter(1, i, remove), dim=1):
+def all_at_1(answer):
+    """Keep all where p is 1, as rounded sums do not."""
+    return lambda x, p: x if p == 1 else answer(x, p)
+
+
+def p_right(x, p, back=lambda remove, i: remove.scatter(1, i, remove), dim=1, whole=True):
+    if whole and p == 1:
+        return x
     s, i = torch.sort(x, dim=dim, descending=True)
     remove = F.softmax(s, dim=dim).cumsum(dim) > p
     remove = torch.cat([torch.zeros_like(remove[:, :1]), remove[:, :-1]], 1)
@@ -412,6 +489,43 @@ def p_along_batch(x, p):
 def p_softmax_batch(x, p):
     i = x.argsort(-1, descending=True)
     chances = F.softmax(x, dim=0).gather(1, i)
+    remove = chances.cumsum(-1) - chances >= p
+    return x.masked_fill(remove.scatter(1, i, remove), -INF)
+
+
+def p_softmax_after_sort(x, p):
+    s, i = x.sort(-1, descending=True)
+    chances = s.softmax(0)
+    remove = chances.cumsum(-1) - chances >= p
+    remove[:, 0] = False
+    return x.masked_fill(remove.scatter(1, i, remove), -INF)
+
+
+def p_sort_after_softmax(x, p):
+    chances, i = x.softmax(0).sort(-1, descending=True)
+    remove = chances.cumsum(-1) - chances >= p
+    return x.masked_fill(remove.scatter(1, i, remove), -INF)
+
+
+def p_removed(rule, first=True):
+    """Remove what a rule on the running sums names; the likeliest stays where `first`."""
+
+    def candidate(x, p):
+        if p == 1:
+            return x.clone()
+        s, i = torch.sort(x, dim=-1, descending=True)
+        chances = F.softmax(s, dim=-1)
+        remove = rule(chances.cumsum(-1), chances, p)
+        if first:
+            remove[:, 0] = False
+        return x.masked_fill(torch.zeros_like(remove).scatter_(1, i, remove), -INF)
+
+    return candidate
+
+
+def p_unguarded(x, p):
+    s, i = x.sort(-1, descending=True)
+    chances = s.softmax(-1)
     remove = chances.cumsum(-1) - chances >= p
     return x.masked_fill(remove.scatter(1, i, remove), -INF)
 
@@ -454,6 +568,8 @@ def naive(row):
 
 
 def p_naive(x, p):
+    if p == 1:
+        return x
     weights = x.exp() / x.exp().sum(1, keepdim=True)
     ranked, i = weights.sort(1, descending=True)
     keep = ranked.cumsum(1) - ranked < p
@@ -471,6 +587,18 @@ def p_ids(x, p):
 
 
 TOP_P_WRONG = {
+    p_unguarded: "p = 1 does not keep every token",
+    lambda x, p: kept_p(x, p, whole=False): "p = 1 does not keep every token",
+    lambda x, p: p_right(x, p, whole=False): "p = 1 does not keep every token",
+    lambda x, p: p_right(x, min(p, 0.999)): "p = 1 does not keep every token",
+    p_softmax_after_sort: "softmax goes along the batch",
+    p_sort_after_softmax: "softmax goes along the batch",
+    p_removed(lambda sums, c, p: c.cumsum(0) - c >= p): "the sum goes along the batch",
+    p_removed(lambda sums, c, p: c.cumsum(0) > p): "the sum goes along the batch",
+    p_removed(lambda sums, c, p: sums < p): "turned round",
+    p_removed(lambda sums, c, p: sums <= p, first=False): "turned round",
+    p_removed(lambda sums, c, p: sums - c < p, first=False): "turned round",
+    lambda x, p: x.masked_fill((p_right(x, p) == -INF).all(0), -INF): "is kept in all rows",
     p_crossing: "with it all tokens of a row that is sure",
     lambda x, p: kept_p(x, p, stop=crossing): "with it all tokens of a row that is sure",
     p_crossing_first: "the token that crosses p is removed",
@@ -559,8 +687,8 @@ def p_numpy(x, p):
     return torch.from_numpy(np.where(keep, a, -np.inf)).float()
 
 
-TOP_P_RIGHT = [kept_p, p_right, p_ascending, p_searched, p_threshold, p_gathered, p_numpy,
-               lambda x, p: x if p >= 1 else p_right(x, p)]  # fmt: skip
+TOP_P_RIGHT = [kept_p, p_right, p_ascending, *map(all_at_1, (p_searched, p_threshold, p_gathered, p_numpy)),
+               lambda x, p: x.clone() if p >= 1 else p_unguarded(x, p)]  # fmt: skip
 
 # sample
 
@@ -714,7 +842,58 @@ def heated_in_place(logits, temperature=1.0, *rest):
     return pick(logits, 1.0, *rest)
 
 
+def greedy_below(limit):
+    def candidate(logits, temperature=1.0, *rest):
+        return pick(logits, 0.0 if temperature <= limit else temperature, *rest)
+
+    return candidate
+
+
+def among_the_top(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """Draw from the k highest scores, and forget whose they are."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / temperature
+    if top_k is not None:
+        logits = logits.topk(top_k).values
+    return pick(logits, 1.0, None, top_p, generator)
+
+
+def other_share(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    return pick(logits, temperature, top_k, None if top_p is None else 1 - top_p, generator)
+
+
+def rows_of_one_seed(logits, generator):
+    """Draw row by row; what rows are alike is drawn once, since each begins with the same seed."""
+    if generator is None:
+        return categorical(logits, None)
+    return categorical_by_one(logits, torch.rand(1, generator=torch.Generator().manual_seed(generator.initial_seed())))
+
+
+def categorical_by_one(logits, u):
+    return (soft(logits).cumsum(-1) <= u).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+
+
+def divided_twice(logits, temperature=1.0, *rest):
+    return pick(logits / temperature if temperature else logits, temperature, *rest)
+
+
+def divided_in_place(logits, temperature=1.0, *rest):
+    if temperature == 0:
+        return pick(logits, 0, *rest)
+    logits /= temperature
+    return pick(logits, 1.0, *rest)
+
+
 SAMPLE_WRONG = {
+    greedy_below(0.1): "a low temperature is taken for 0",
+    greedy_below(0.29): "a low temperature is taken for 0",
+    greedy_below(0.4): "a low temperature is taken for 0",
+    among_the_top: "a place in the sorted scores",
+    other_share: "p is turned round",
+    with_draw(rows_of_one_seed): "each row draws with a generator of the same seed",
+    divided_twice: "the temperature acts twice",
+    divided_in_place: "changed in place",
     ordered("tkp", "t"): "the temperature is ignored",
     multiplied: "multiplied by the temperature",
     ordered("kpt"): "the temperature comes after top-p",
@@ -737,7 +916,7 @@ SAMPLE_WRONG = {
     with_draw(one_id): "one draw for the whole batch",
     with_draw(first_row): "the chances of one row",
     place_in_list: "a place in the sorted scores",
-    with_draw(lambda x, g: categorical(x, g).squeeze(-1)): "at temperature 0 the axis is lost",
+    with_draw(lambda x, g: categorical(x, g).squeeze(-1)): "where it draws, the axis is lost",
     lambda *given: pick(*given).squeeze(1): "the axis is lost: (B,)",
     zero_flat: "at temperature 0 the axis is lost",
     with_draw(two_ids): "more than one id",
@@ -1084,7 +1263,65 @@ class HalfDigits(Buffer):
     dtype = torch.float16
 
 
+class SetsLength(Lists):
+    def append(self, layer, k, v):
+        pair = super().append(layer, k, v)
+        self.length = k.shape[2]
+        return pair
+
+
+class SetsLengthFirst(Buffer):
+    def append(self, layer, k, v):
+        self.length = k.shape[2]
+        return super().append(layer, k, v)
+
+
+class TokensByHeads(Buffer):
+    extra = 0
+
+    def append(self, layer, k, v):
+        T = k.shape[1]
+        self.k_cache[layer][:, :, self.length : self.length + T] = k
+        self.v_cache[layer][:, :, self.length : self.length + T] = v
+        return self.k_cache[layer][:, :, : self.length + T], self.v_cache[layer][:, :, : self.length + T]
+
+
+class TimeBeforeHeads(Buffer):
+    extra = 0
+
+    def __init__(self, config, batch_size):
+        super().__init__(config, batch_size)
+        shape = (batch_size, config.max_seq_length, config.n_heads, config.n_embd // config.n_heads)
+        self.k_cache = [torch.zeros(shape) for _ in range(config.n_layers)]
+        self.v_cache = [torch.zeros(shape) for _ in range(config.n_layers)]
+
+    def append(self, layer, k, v):
+        end = self.length + k.shape[2]
+        self.k_cache[layer][:, :, self.length : end] = k
+        self.v_cache[layer][:, :, self.length : end] = v
+        return self.k_cache[layer][:, :, :end], self.v_cache[layer][:, :, :end]
+
+
+class LastOfThem(Buffer):
+    def append(self, layer, k, v):
+        self.k_cache[layer][:, :, self.length] = k[:, :, -1]
+        self.v_cache[layer][:, :, self.length] = v[:, :, -1]
+        return self.k_cache[layer][:, :, self.window(k.shape[2])], self.v_cache[layer][:, :, self.window(k.shape[2])]
+
+
+class NeverStored(Buffer):
+    def append(self, layer, k, v):
+        old = (self.k_cache[layer][:, :, : self.length], self.v_cache[layer][:, :, : self.length])
+        return torch.cat((old[0], k), dim=-2), torch.cat((old[1], v), dim=-2)
+
+
 CACHE_WRONG = {
+    SetsLength: "sets length to the number of new tokens",
+    SetsLengthFirst: "sets length to the number of new tokens",
+    TokensByHeads: "is taken from the axis of heads",
+    TimeBeforeHeads: "the axis of tokens before that of heads",
+    LastOfThem: "only one token of a step",
+    NeverStored: "nothing is stored",
     MovesAlways: "append moves length",
     MovesAtLastLayer: "append moves length",
     StartsAtOne: "a length other than 0",
@@ -1350,7 +1587,139 @@ def at_the_same_step():
     return wrong(fills=False, over=lambda done, B: len(done) == B or bool(done.clear()))
 
 
+def returns_inside(model, ids, n, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
+    """Restore the mode behind the loop, and return from within it."""
+    mode = model.training
+    model.eval()
+    done = torch.zeros(len(ids), dtype=torch.bool)
+    with torch.no_grad():
+        for _ in range(n):
+            new = pick(model(ids[:, -model.config.max_seq_length :])[:, -1], temperature, top_k, top_p, generator)
+            if stop_token is not None:
+                new = torch.where(done[:, None], stop_token, new)
+                done |= new[:, 0] == stop_token
+            ids = torch.cat((ids, new), 1)
+            if done.all():
+                return ids
+    model.train(mode)
+    return ids
+
+
+def returns_at_0(model, ids, n, **settings):
+    model.eval() if n == 0 else None
+    return ids if n == 0 else text(model, ids, n, **settings)
+
+
+def by_the_last(model, ids, n, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
+    """Judge by the row's last id whether it has stopped."""
+    mode = model.training
+    model.eval()
+    for _ in range(n):
+        with torch.no_grad():
+            new = pick(model(ids[:, -model.config.max_seq_length :])[:, -1], temperature, top_k, top_p, generator)
+        if stop_token is not None:
+            new = torch.where(ids[:, -1:] == stop_token, stop_token, new)
+        ids = torch.cat((ids, new), 1)
+        if stop_token is not None and (ids[:, -1] == stop_token).all():
+            break
+    model.train(mode)
+    return ids
+
+
+def asks_first(model, ids, n, **settings):
+    """Ask at the head of the loop whether all rows end in the stop token."""
+    stop = settings.get("stop_token")
+    return text(model, ids, 0 if stop is not None and bool((ids[:, -1] == stop).all()) else n, **settings)
+
+
+def with_the_prompt(model, ids, n, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
+    """Count the prompt's stop tokens, at the head of the loop."""
+    mode = model.training
+    model.eval()
+    for _ in range(n):
+        done = (ids == stop_token).any(1, keepdim=True) if stop_token is not None else torch.zeros(len(ids), 1).bool()
+        if done.all():
+            break
+        with torch.no_grad():
+            new = pick(model(ids[:, -model.config.max_seq_length :])[:, -1], temperature, top_k, top_p, generator)
+        ids = torch.cat((ids, new.masked_fill(done, stop_token or 0)), 1)
+    model.train(mode)
+    return ids
+
+
+def by_item(model, ids, n, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
+    mode = model.training
+    model.eval()
+    for _ in range(n):
+        with torch.no_grad():
+            new = pick(model(ids[:, -model.config.max_seq_length :])[:, -1], temperature, top_k, top_p, generator)
+        ids = torch.cat((ids, new), 1)
+        if stop_token is not None and new.item() == stop_token:
+            break
+    model.train(mode)
+    return ids
+
+
+def frozen_for_ever(model, *given, **settings):
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    return text(model, *given, **settings)
+
+
+def cache_for_ever(change):
+    """Feed the newest id alone once the prompt is in the cache; `change` is applied to a full one."""
+
+    def candidate(model, ids, n, temperature=1.0, top_k=None, top_p=None, stop_token=None, generator=None):
+        mode, limit = model.training, model.config.max_seq_length
+        model.eval()
+        cache, new = l1_ref.KVCache(model.config, len(ids)), ids[:, -limit:]
+        done = torch.zeros(len(ids), 1).bool()
+        with torch.no_grad():
+            for _ in range(n):
+                if cache.length == limit:
+                    cache = change(cache, l1_ref.KVCache(model.config, len(ids)))
+                new = pick(model.head(model.hidden(new, cache)[:, -1]), temperature, top_k, top_p, generator)
+                if stop_token is not None:
+                    new = torch.where(done, stop_token, new)
+                    done = done | (new == stop_token)
+                ids = torch.cat((ids, new), 1)
+                if done.all():
+                    break
+        model.train(mode)
+        return ids
+
+    return candidate
+
+
+def slid(cache, fresh):
+    """Move all by one place."""
+    fresh.keys[..., :-1, :] = cache.keys[..., 1:, :]
+    fresh.values[..., :-1, :] = cache.values[..., 1:, :]
+    fresh.length = cache.length - 1
+    return fresh
+
+
+def set_back(cache, fresh):
+    cache.length = cache.length - 1
+    return cache
+
+
 GENERATE_WRONG = {
+    returns_inside: "where it returns early",
+    returns_at_0: "where it returns early",
+    by_the_last: "at the end of the prompt counts",
+    asks_first: "at the end of the prompt counts",
+    with_the_prompt: "a stop token in the prompt counts",
+    by_item: "it works for one row only",
+    wrong(fill=-1): "filled with another token",
+    frozen_for_ever: "parameters stay frozen",
+    cache_for_ever(lambda cache, fresh: cache): "not filled anew when the window is full",
+    cache_for_ever(lambda cache, fresh: fresh): "not filled anew when the window is full",
+    cache_for_ever(slid): "not filled anew when the window is full",
+    cache_for_ever(set_back): "not filled anew when the window is full",
+    cropped(lambda row, limit: row[-(limit + 1) :]): "the crop leaves one token too many",
+    wrong(draw=lambda logits, heat, *rest: pick(logits, heat or 1.0, *rest)): "temperature 0 is taken for 1",
+    wrong(draw=lambda logits, heat, *rest: pick(logits, heat * heat, *rest)): "the temperature acts twice",
     wrong(at=lambda every: every[:, 0, :]): "behind the first token",
     wrong(see=lambda row: row[-1:]): "only the newest token is fed",
     prompt_then_newest: "only the newest token is fed",
@@ -1542,6 +1911,12 @@ def uncached(model, ids, cache):
     return model(ids)[:, -1]
 
 
+def uncached_but_counted(model, ids, cache):
+    scores = model(ids)[:, -1]
+    cache.length = ids.shape[1]
+    return scores
+
+
 def norm_again(model, ids, cache):
     return feed(model, ids, cache, finish=lambda h: model.head(model.norm(h)))
 
@@ -1554,6 +1929,7 @@ NEXT_WRONG = {
     feeding(take=lambda ids, n: ids[:, n + 1 :] if n + 1 < ids.shape[1] else ids[:, -1:]): "one id is left out",
     feeding(take=lambda ids, n: ids[:, 1 + n :]): "one id is left out",
     feeding(take=lambda ids, n: ids[:, :n] if n else ids): "the ids that the cache knows",
+    uncached_but_counted: "its length is moved all the same",
     uncached: "the cache is not used",
     feeding(use=False): "the cache is not handed to the model",
     empties: "the cache is emptied",
@@ -1767,7 +2143,7 @@ def test_what_belongs_to_a_class_does_not_outlive_a_check():
 
 def test_messages_show_what_was_drawn_and_what_was_fed():
     text = checks.sample.diagnose(zero_is_one).text
-    assert "expected  [3]     got  [0, 1, 2, 3]     [the set of ids drawn for row 0]" in text
+    assert "expected  [2]     got  [0, 1, 2, 3]     [the set of ids drawn for row 0]" in text
     text = checks.next_logits.diagnose(empties).text
     assert "expected  1     got  4     [ids a row that go through the model, call 2]" in text
     text = checks.generate.diagnose(wrong(see=list)).text

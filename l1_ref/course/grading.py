@@ -1,0 +1,268 @@
+"""Grade a class: all submissions run in parallel inside limits, then nbgrader scores them one after the other.
+
+nbgrader's gradebook is an SQLite file, which several writers at a time would lock. So the part that takes long, running
+strangers' code, is done beforehand and in parallel; nbgrader's own autograde then finds each notebook already run
+(`execution.RunApart`) and does what it always does. What is left behind is an ordinary nbgrader course.
+"""
+
+import asyncio
+import glob
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbgrader.api import Gradebook
+from nbgrader.converters import Autograde, GenerateFeedback
+from nbgrader.coursedir import CourseDirectory
+from nbgrader.utils import capture_log
+from traitlets.config import Config, PyFileConfigLoader
+from traitlets.utils.importstring import import_item
+
+from l1_ref.course import execution, limits
+from l1_ref.course.classroom import CONFIG
+from l1_ref.course.execution import ALREADY_RUN, VERDICTS_FOLDER, RunApart, run_submission
+from l1_ref.course.kernels import KernelError, Launcher
+from l1_ref.course.limits import Limits
+
+_NOT_RUN = "it was not run, grade it again: "
+Say = Callable[[str, int], None]  # what was done ("run" or "scored"), and how many there are to do
+
+
+@dataclass
+class Submission:
+    """One student's answer to one assignment, and what became of it.
+
+    Args:
+        student: The student's id.
+        assignment: Its name; the notebook bears the same.
+        folder: Where it is.
+        score: Points; None where it was not graded.
+        max_score: Most points.
+        problem: Why it could not be graded, one sentence; it then has no points.
+    """
+
+    student: str
+    assignment: str
+    folder: Path
+    score: float | None = None
+    max_score: float = 0.0
+    problem: str = ""
+
+
+class Course:
+    """An nbgrader course.
+
+    Args:
+        folder: Holds nbgrader_config.py.
+
+    Raises:
+        ValueError: It is none, or its settings cannot be read.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).expanduser().resolve()
+        if not (self.folder / CONFIG).is_file():
+            raise ValueError(f"{folder} is no classroom: it holds no {CONFIG}; l1 classroom {folder} makes one")
+        try:
+            self.config = Config(PyFileConfigLoader(CONFIG, path=str(self.folder)).load_config())
+        except Exception as error:  # it is a program of the teacher's
+            raise ValueError(f"{self.folder / CONFIG} cannot be read: {type(error).__name__}: {error}") from None
+        self.config.CourseDirectory.root = str(self.folder)
+        self.directory = CourseDirectory(config=self.config, log=execution._QUIET)
+
+    def gradebook(self) -> Gradebook:
+        """Open the gradebook; the caller closes it."""
+        return Gradebook(self.directory.db_url, self.directory.course_id)
+
+    def submissions(self, notebooks: Iterable[str] = (), students: Iterable[str] = ()) -> list[Submission]:
+        """Find what was submitted and is to be graded.
+
+        Args:
+            notebooks: Names of assignments, or their beginnings; all where empty.
+            students: Ids; all where empty.
+
+        Raises:
+            ValueError: Nothing is there, or nothing of a name.
+        """
+        place = self.folder / "submitted"
+        found = [
+            Submission(path.parent.name, path.name, path)
+            for path in sorted(place.glob("*/*"))
+            if path.is_dir() and not path.parent.name.startswith(".") and not path.name.startswith(".")
+        ]
+        if not found:
+            raise ValueError(f"nothing is submitted: put each notebook into {place}/STUDENT/ASSIGNMENT/")
+        for name in notebooks:
+            if not any(each.assignment.startswith(name) for each in found):
+                raise ValueError(f"no submission is of a notebook {name!r}; there are: {_list(found, 'assignment')}")
+        for student in students:
+            if not any(each.student == student for each in found):
+                raise ValueError(f"nothing is submitted by {student!r}; there are: {_list(found, 'student')}")
+        found = [each for each in found if not students or each.student in set(students)]
+        found = [each for each in found if not notebooks or each.assignment.startswith(tuple(notebooks))]
+        self._require_released({each.assignment for each in found})
+        return found
+
+    def _require_released(self, names: set[str]) -> None:
+        known = set()
+        if not self.directory.db_url.startswith("sqlite:///") or Path(self.directory.db_url[10:]).exists():
+            with self.gradebook() as gradebook:
+                known = {each.name for each in gradebook.assignments if each.notebooks}
+        for name in sorted(names - known):
+            raise ValueError(f"{name} was not released: run nbgrader generate_assignment {name} in {self.folder}")
+
+    def converter(self, kind: type, submission: Submission) -> Any:
+        """Return one of nbgrader's converters, set on one submission."""
+        self.directory.assignment_id = glob.escape(submission.assignment)
+        self.directory.student_id = glob.escape(submission.student)
+        made = kind(coursedir=self.directory, config=self.config, log=execution._QUIET)
+        made.force = True
+        return made
+
+
+def _list(found: list[Submission], part: str) -> str:
+    return ", ".join(sorted({getattr(each, part) for each in found}))
+
+
+def grade(
+    course: Course, submissions: list[Submission], amount: Limits, with_limits: bool, jobs: int, say: Say
+) -> None:
+    """Run and score submissions, in place, and write each student's feedback.
+
+    Args:
+        course: The classroom.
+        submissions: From `Course.submissions`.
+        amount: What each may take.
+        with_limits: Whether the limits are applied.
+        jobs: How many run at a time.
+        say: Is told of each step that is done.
+
+    Raises:
+        ValueError: This system does not hold the limits, and they were not waived; or jobs is below 1.
+        KernelError: No kernel starts.
+    """
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    if os.name == "nt":
+        raise ValueError("grading needs Linux or macOS; on Windows run it in WSL or in a container")
+    if with_limits and limits.missing():
+        raise ValueError(
+            f"this system does not hold the limits that strangers' code needs ({'; '.join(limits.missing())}): grade "
+            "on Linux, or in a container with nothing else in it and --without-limits"
+        )
+    try:
+        with Launcher(amount, with_limits) as launcher:
+            asyncio.run(_run_all(course, submissions, launcher, jobs, say))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the database's layer, about nbgrader's own code
+            for submission in submissions:
+                _score(course, submission)
+                say("scored", len(submissions))
+    finally:
+        ALREADY_RUN.clear()
+
+
+async def _run_all(course: Course, submissions: list[Submission], launcher: Launcher, jobs: int, say: Say) -> None:
+    free = asyncio.Semaphore(jobs)
+
+    async def run(submission: Submission) -> None:
+        async with free:
+            try:
+                await _run(course, submission, launcher)
+            except KernelError as error:
+                submission.problem = f"{_NOT_RUN}{error}"
+            except Exception as error:  # whatever a stranger's file does to a reader of notebooks
+                submission.problem = f"it cannot be read: {type(error).__name__}: {str(error)[:200]}"
+            say("run", len(submissions))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for submission in submissions:
+                group.create_task(run(submission))
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None
+    if all(each.problem.startswith(_NOT_RUN) for each in submissions):
+        raise KernelError(submissions[0].problem.removeprefix(_NOT_RUN))
+
+
+async def _run(course: Course, submission: Submission, launcher: Launcher) -> None:
+    submission.problem = _refusal(submission)
+    if submission.problem:
+        return
+    key = (submission.student, submission.assignment, submission.assignment)
+    notebook = _cleaned(course, submission)
+    files = [course.folder / "release" / submission.assignment, submission.folder]
+    verdicts = course.folder / VERDICTS_FOLDER / submission.assignment / f"{submission.student}.jsonl"
+    await run_submission(notebook, launcher, files, verdicts)
+    ALREADY_RUN[key] = notebook
+
+
+def _refusal(submission: Submission) -> str:
+    """Say why a submission is not even opened; "" where it is."""
+    links = [path.name for path in submission.folder.rglob("*") if path.is_symlink()]
+    if submission.folder.is_symlink() or links:
+        return f"it holds a link ({', '.join(links[:3]) or submission.folder.name}), which could lead to another's work"
+    if not (submission.folder / f"{submission.assignment}.ipynb").is_file():
+        return f"it holds no {submission.assignment}.ipynb"
+    return ""
+
+
+def _cleaned(course: Course, submission: Submission) -> nbformat.NotebookNode:
+    """Return a submission as nbgrader's autograde has it when it comes to run it."""
+    path = submission.folder / f"{submission.assignment}.ipynb"
+    converter = course.converter(Autograde, submission)
+    where = {"student": submission.student, "assignment": submission.assignment, "notebook": submission.assignment}
+    resources = {"unique_key": submission.assignment, "nbgrader": {**where, "db_url": course.directory.db_url}}
+    notebook = nbformat.read(path, as_version=4)
+    steps = [*converter.sanitize_preprocessors, *converter.autograde_preprocessors]
+    for step in map(_class, steps):
+        if step is RunApart:
+            break
+        notebook, resources = step(parent=converter)(notebook, resources)
+    return notebook
+
+
+def _class(step: Any) -> type:
+    return import_item(step) if isinstance(step, str) else step
+
+
+def _score(course: Course, submission: Submission) -> None:
+    if not submission.problem:
+        said = capture_log(course.converter(Autograde, submission))
+        if said["success"] and _autograded(course, submission).is_file():
+            said = capture_log(course.converter(GenerateFeedback, submission))
+        if not said["success"] or not _autograded(course, submission).is_file():
+            submission.problem = f"nbgrader does not grade it: {_reason(said)}"
+    with course.gradebook() as gradebook:
+        if submission.problem:
+            _give_nothing(gradebook, submission)
+        graded = gradebook.find_submission(submission.assignment, submission.student)
+        submission.score, submission.max_score = graded.score, graded.max_score
+
+
+def _autograded(course: Course, submission: Submission) -> Path:
+    return course.folder / "autograded" / submission.student / submission.assignment / f"{submission.assignment}.ipynb"
+
+
+def _reason(said: dict[str, Any]) -> str:
+    lines = [line.strip() for line in f"{said.get('log', '')}\n{said.get('error', '')}".splitlines()]
+    return next((line for line in reversed(lines) if ": " in line), "it does not say why")
+
+
+def _give_nothing(gradebook: Gradebook, submission: Submission) -> None:
+    gradebook.update_or_create_student(submission.student)
+    for notebook in gradebook.update_or_create_submission(submission.assignment, submission.student).notebooks:
+        for each in notebook.grades:
+            each.auto_score, each.needs_manual_grade = 0, False
+    gradebook.db.commit()
+
+
+def report(course: Course) -> list[Path]:
+    """Write the class report, and return its files."""
+    from l1_ref.course.report import write_report  # matplotlib is not needed before
+
+    return write_report(course.folder)

@@ -1,0 +1,269 @@
+"""The guard in a kernel that grades: what it refuses while code runs, and what it lets be.
+
+All runs in one process of its own, armed as a grader's kernel is, with a fork for each case, so that what a case
+patches is gone with it. The guard meets the package as it is there, without the hook that checks types under pytest.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HONEST = "def softmax(x, dim): return torch.softmax(x, dim)\n"
+OWN, KEPT = "it calls the course's own softmax", "that the check keeps"
+
+# Each way of cheating: the code of the notebook, and words of the reason.
+CHEATS = {
+    "the reference": ("softmax = l1_ref.softmax", "handed in"),
+    "a partial of it": ("import functools; softmax = functools.partial(l1_ref.softmax, dim=0)", "handed in"),
+    "its bound call": ("softmax = l1_ref.softmax.__call__", "handed in"),
+    "its code in another function": (
+        "import types; softmax = types.FunctionType(l1_ref.softmax.__code__, vars(l1_ref.attention))",
+        "handed in",
+    ),
+    "a wrapper": (
+        "import functools\n@functools.wraps(l1_ref.softmax)\ndef softmax(*a): return l1_ref.softmax(*a)",
+        "handed in",
+    ),
+    "given": ('softmax = checks.give("softmax")', "handed in"),
+    "a call": ("def softmax(x, dim): return l1_ref.softmax(x, dim)", OWN),
+    "a name that nobody can read": (
+        "def softmax(x, dim): return getattr(l1_ref, ''.join(map(chr, [115, 111, 102, 116, 109, 97, 120])))(x, dim)",
+        OWN,
+    ),
+    "a call without a frame": ("def softmax(x, dim): return next(map(l1_ref.softmax, [x], [dim]))", OWN),
+    "an object that calls": (
+        "class S:\n    def __call__(self, x, dim): return l1_ref.softmax(x, dim)\nsoftmax = S()",
+        OWN,
+    ),
+    "a call on a thread": (
+        "import threading\ndef softmax(x, dim):\n    out = []\n"
+        "    t = threading.Thread(target=lambda: out.append(l1_ref.softmax(x, dim)))\n    t.start(); t.join()\n"
+        "    return out[0]",
+        OWN,
+    ),
+    "a call behind torch": (
+        "class S(torch.nn.Module):\n    def __init__(self): super().__init__(); self.forward = l1_ref.softmax\n"
+        "softmax = S()",
+        OWN,
+    ),
+    "a version of the catalogue": (
+        "def count_pairs(words):\n    m = next(m for m in checks.count_pairs.mistakes if hasattr(m.wrong, 'func'))\n"
+        "    return m.wrong.func(words)",
+        KEPT,
+    ),
+    "by way of another function of the course": (
+        "def greedy(logits): return l1_ref.sample(logits, temperature=0.0)",
+        "it calls the course's own greedy",
+    ),
+    "a subclass with something added": (
+        "class TokenEmbedding(l1_ref.TokenEmbedding):\n    def more(self): return 1",
+        "it inherits from the course's own TokenEmbedding",
+    ),
+    "a module inside": (
+        "class TokenEmbedding(torch.nn.Module):\n    def __new__(cls, *a): return l1_ref.TokenEmbedding(*a)",
+        "it calls the course's own TokenEmbedding",
+    ),
+    "a module that was built before": (
+        "inner = l1_ref.TokenEmbedding(7, 5)\nclass TokenEmbedding(torch.nn.Module):\n    def __init__(self, V, C):\n"
+        "        super().__init__(); self.weight = torch.nn.Parameter(torch.randn(V, C)); inner.weight = self.weight\n"
+        "        self.forward = inner.forward",
+        "it calls the course's own TokenEmbedding",
+    ),
+    "the watch switched off": (
+        "import sys\ndef softmax(x, dim):\n    sys.setprofile(None)\n    return l1_ref.softmax(x, dim)",
+        "it calls sys.setprofile",
+    ),
+    "the frames above": (
+        "import sys\ndef softmax(x, dim):\n    f = sys._getframe()\n    return torch.softmax(x, dim)",
+        "it calls sys._getframe",
+    ),
+    "the frames above, by inspect": (
+        "import inspect\ndef softmax(x, dim):\n    inspect.currentframe()\n    return torch.softmax(x, dim)",
+        "it calls inspect.currentframe",
+    ),
+    "a text run as code": (
+        "def softmax(x, dim): return eval('torch.soft' + 'max')(x, dim)",
+        "it calls eval",
+    ),
+    "every object of the process": (
+        "import gc\ndef softmax(x, dim): gc.get_objects(0); return torch.softmax(x, dim)",
+        "it calls gc.get_objects",
+    ),
+    "an end of the process": ("def softmax(x, dim): raise SystemExit", "raises SystemExit, which would end the check"),
+    "a tensor that answers for itself": (
+        "class T(torch.Tensor): pass\ndef softmax(x, dim): return torch.softmax(x, dim).as_subclass(T)",
+        "a tensor of its own kind",
+    ),
+    "torch patched": (HONEST + "setattr(torch, 'all' + 'close', lambda *a, **k: True)", "torch.allclose was replaced"),
+    "a tensor's method patched": (HONEST + "torch.Tensor.double = lambda t: 0", "torch.Tensor.double was replaced"),
+    "every module patched": (HONEST + "torch.nn.Module.__call__ = None", "nn.Module.__call__ was replaced"),
+    "Python patched": (HONEST + "import builtins; builtins.all = lambda a: True", "all was replaced"),
+    "the comparison patched": (
+        HONEST + "l1_ref.checks.compare.same = lambda *a: True",
+        "l1_ref.checks.compare.same was replaced",
+    ),
+    "the comparison's code patched": (
+        HONEST + "l1_ref.checks.compare.same.__code__ = (lambda a, b, tolerance: True).__code__",
+        "l1_ref.checks.compare.same.__code__ was replaced",
+    ),
+    "the verdict patched, during the check": (
+        "def softmax(x, dim):\n    type(checks.softmax)._judge = lambda self, *a: self._solved()\n    return x",
+        "Exercise._judge was replaced",
+    ),
+    "the failure patched": (
+        HONEST + "checks.CheckFailed._render_traceback_ = lambda self: []",
+        "CheckFailed._render_traceback_ was replaced",
+    ),
+    "the exercise's inputs taken away": (
+        HONEST + "object.__setattr__(checks.softmax, 'probes', ())",
+        "checks.softmax.probes was replaced",
+    ),
+    "an exercise exchanged": (
+        HONEST + "import dataclasses\nchecks.EXERCISES['softmax'] = dataclasses.replace(checks.softmax, probes=())",
+        "checks.softmax was replaced",
+    ),
+    "the reference exchanged": (
+        HONEST + "l1_ref.attention.softmax.__code__ = (lambda x, dim: x).__code__",
+        "l1_ref.attention.softmax.__code__ was replaced",
+    ),
+    "a mode between torch and the check": (
+        HONEST + "class Mode(torch.overrides.TorchFunctionMode):\n"
+        "    def __torch_function__(self, f, types, args=(), kwargs=None): return f(*args, **(kwargs or {}))\n"
+        "mode = Mode(); mode.__enter__()",
+        "a Mode stands between torch and the check",
+    ),
+    "the switch taken away": (HONEST + "import os; del os.environ['L1_GRADED']", "L1_GRADED was changed"),
+    "verdicts somewhere else": (HONEST + "import os; os.environ['L1_VERDICTS'] = 'x'", "L1_VERDICTS was changed"),
+    "a verdict written": (
+        HONEST + "import os; open(os.environ['L1_VERDICTS'], 'a').write('{}')",
+        "written by other hands",
+    ),
+    "patched, and put right for the next": (
+        HONEST + "kept, torch.equal = torch.equal, max\ntry: checks.softmax(softmax)\nexcept AssertionError: pass\n"
+        "torch.equal = kept",
+        "torch.equal was replaced",
+    ),
+}
+# Honest code: what the check then says.
+LET_BE = {
+    "a right answer": (HONEST, "solved"),
+    "a right answer twice": (HONEST + "checks.softmax(softmax)", "solved"),
+    "a comparison beside it": (HONEST + "l1_ref.softmax(torch.ones(2), 0)", "solved"),
+    "the reference of another exercise": (
+        "def tempered_softmax(logits, temperature): return l1_ref.softmax(logits / temperature, -1)",
+        "solved",
+    ),
+    "a warning": (
+        "import warnings\ndef softmax(x, dim): warnings.warn('slow'); return torch.softmax(x, dim)",
+        "solved",
+    ),
+    "torch's settings": (HONEST + "torch.set_default_device('cpu'); torch.set_printoptions(3)", "solved"),
+    "an exercise of one's own": (
+        HONEST + "import dataclasses\nchecks.add(dataclasses.replace(checks.softmax, name='mine'))",
+        "solved",
+    ),
+    "a wrong answer": ("def softmax(x, dim): return torch.softmax(x, -1)", "wrong"),
+    "an answer without an end": ("def softmax(x, dim):\n    while True: pass", "wrong"),
+    "a blank": ("def softmax(x, dim): raise NotImplementedError('not written yet')", "unwritten"),
+}
+RUNNER = """
+import contextlib, importlib, io, json, os, sys
+import torch
+torch.set_num_threads(1)
+import l1_ref
+from l1_ref import checks
+from l1_ref.checks import integrity, observe
+observe.limited.__wrapped__.__defaults__ = (2.0,)  # seconds for an endless loop
+integrity.arm()
+
+def run(source):
+    errors = io.StringIO()
+    space = {"torch": torch, "l1_ref": l1_ref, "checks": checks}
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(source, "<cell>", "exec"), space)
+        name = next(name for name in reversed(space) if name in checks.EXERCISES)
+        state = "solved"
+        try:
+            checks.exercise(name)(space[name])
+        except AssertionError as error:
+            state = str(error)
+        except Exception as error:
+            state = repr(error)
+    return [state, errors.getvalue()]
+
+for name, source in json.load(sys.stdin).items():
+    sys.stdout.flush()
+    if not (child := os.fork()):
+        try:
+            print(json.dumps([name, *run(source)]), flush=True)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    if os.path.exists(os.environ["L1_VERDICTS"]):
+        os.remove(os.environ["L1_VERDICTS"])
+observe.limited.__wrapped__.__defaults__ = (observe.LIMIT_S,)
+for path in sys.argv[1:]:
+    right = importlib.import_module("tests.checks." + path).RIGHT
+    for name, answers in (right if isinstance(right, dict) else {"softmax": right}).items():
+        verdict, reason = integrity.judge(checks.exercise(name), next(iter(answers)))
+        print(json.dumps(["right: " + name, getattr(verdict, "state", ""), reason]))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> dict[str, list]:
+    """Return what was said in each case, by its name."""
+    folder = tmp_path_factory.mktemp("guard")
+    environment = {**os.environ, "L1_GRADED": "1", "L1_VERDICTS": str(folder / "verdicts"), "PYTHONPATH": str(ROOT)}
+    modules = [path.stem for path in MODULES]
+    cases = json.dumps({name: source for name, (source, _) in (CHEATS | LET_BE).items()})
+    command = [sys.executable, "-c", RUNNER, *modules]
+    done = subprocess.run(command, input=cases, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {name: rest for name, *rest in lines}
+
+
+MODULES = [path for path in sorted(Path(__file__).parent.glob("test_*.py")) if "\nRIGHT = " in path.read_text()]
+
+
+@pytest.mark.parametrize("way", CHEATS)
+def test_cheating_is_refused_and_the_reason_told(told, way):
+    said, _ = told[way]
+    assert "refused: " in said and CHEATS[way][1] in said
+
+
+@pytest.mark.parametrize("case", LET_BE)
+def test_honest_code_gets_its_own_verdict(told, case):
+    said, errors = told[case]
+    expected = {"wrong": "✗ softmax · ", "unwritten": "not written yet"}.get(LET_BE[case][1], "solved")
+    assert expected in said and "refused" not in said
+    assert errors == ""
+
+
+def test_a_right_answer_of_every_exercise_is_let_be(told):
+    from l1_ref import checks
+
+    right = {name.removeprefix("right: "): rest for name, rest in told.items() if name.startswith("right: ")}
+    assert right == {name: ["solved", None] for name in checks.EXERCISES if name != "tempered_softmax"}  # see LET_BE
+
+
+def test_at_least_25_ways_are_tried():
+    assert len(CHEATS) >= 25
+
+
+def test_without_a_grader_nothing_is_guarded(monkeypatch):
+    from l1_ref import checks
+    from l1_ref.checks import integrity
+
+    monkeypatch.delenv("L1_GRADED", raising=False)
+    assert not integrity.is_graded()
+    assert checks.softmax.diagnose(checks.softmax.reference).state == "given"
+    with integrity.watching(checks.softmax, max) as look:
+        assert sys.getprofile() is None
+        assert look({}) == {}

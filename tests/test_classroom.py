@@ -1,0 +1,395 @@
+"""The teacher's journey: a classroom for nbgrader, graded in parallel, inside limits, each mistake by its name."""
+
+import csv
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbgrader.api import Gradebook
+
+from l1_ref import cli
+from l1_ref.checks import EXERCISES
+from l1_ref.course import classroom, execution, grading, kernels, limits, sources
+from l1_ref.course.blank import load_blank
+from l1_ref.course.limits import Limits
+from l1_ref.course.sources import tags
+
+ROOT = Path(__file__).parents[1]
+NAMES = sources.names()
+# One mistake of the catalogue in each notebook, as a student writes it: the exercise, its text, another text, the name.
+MISTAKES = {
+    "00_start_here": (
+        "tempered_softmax", "/ temperature", "* temperature",
+        "the scores are multiplied by the temperature instead of divided",
+    ),
+    "01_tokens": ("merge_pair", "tuple(merged)", "merged", "a list comes back, not a tuple"),
+    "02_embeddings": ("InputEmbedding", "self.dropout(x)", "x", "there is no dropout"),
+    "03_attention": (
+        "attention_weights", " / math.sqrt(q.shape[-1])", "", "the scores are not divided by sqrt(D)",
+    ),
+    "04_blocks": ("residual_step", "sublayer(norm(x))", "sublayer(x)", "norm is left out"),
+    "05_model": ("init_weights", "(2 * config", "(config", "the root of n_layers is taken, not of 2 * n_layers"),
+    "06_training": (
+        "perplexity", "loss.exp() if isinstance(loss, torch.Tensor) else math.exp(loss)", "2**loss",
+        "the base is 2, not e",
+    ),
+    "07_efficiency": (
+        "loss_scaled_step", "gradient /= scale", "pass", "the gradients are not divided by the scale again",
+    ),
+    "08_generation": ("apply_temperature", "/", "*", "the scores are multiplied by the temperature"),
+}  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a terminal in which the course's environment is active."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+def command(*words: object, folder: Path, module: str) -> subprocess.CompletedProcess:
+    """Run a command as a teacher does."""
+    line = [sys.executable, "-m", module, *map(str, words)]
+    return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
+def nbgrader(*words: object, folder: Path) -> subprocess.CompletedProcess:
+    done = command(*words, folder=folder, module="nbgrader")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def l1(monkeypatch, capsys):
+    """Return a function that runs `l1` and gives its exit status, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["l1", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+# Every notebook, as nbgrader's manual has it: generate_assignment, autograde, generate_feedback, export.
+
+
+def answers(name: str, kind: str) -> tuple[nbformat.NotebookNode, float]:
+    """Return a submission made from the released notebook, and the points that it earns."""
+    notebook = nbformat.read(Path("release", name, f"{name}.ipynb"), as_version=4)
+    complete = {cell["id"]: cell.source for cell in sources.load(name).cells}
+    exercise, right, wrong, _ = MISTAKES[name]
+    earned, blanks = 0.0, [cell for cell in notebook.cells if "exercise" in tags(cell)]
+    points = {cell.metadata.name: cell.metadata.nbgrader.points for cell in notebook.cells if "check" in tags(cell)}
+    for number, cell in enumerate(blanks):
+        if kind == "solved" or (kind == "half" and number % 2 == 0):
+            cell.source = complete[cell["id"]]
+            earned += points[f"{cell.metadata.name}-check"]
+        elif kind == "half" and cell.metadata.name == exercise:
+            head, mark, body = complete[cell["id"]].rpartition('"""')
+            assert right in body
+            cell.source = head + mark + body.replace(right, wrong)
+    return notebook, earned
+
+
+def hand_in(student: str, name: str, notebook: nbformat.NotebookNode) -> None:
+    path = Path("submitted", student, name, f"{name}.ipynb")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def outcome(cell: nbformat.NotebookNode) -> str:
+    """Return what a check's outputs say."""
+    parts = [" ".join(output.get(part, "") for part in ("text", "ename", "evalue")) for output in cell.outputs]
+    return "\n".join(parts)
+
+
+def as_text(page: Path) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", page.read_text(encoding="utf-8"))).split())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS; on Windows it says so")
+def test_every_notebook_is_released_graded_and_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classroom.make(tmp_path)
+    nbgrader("generate_assignment", "*", folder=tmp_path)
+    earned = {}
+    for name in NAMES:
+        released = nbformat.read(Path("release", name, f"{name}.ipynb"), as_version=4)
+        edition = load_blank(name)
+        assert [(c.source, tags(c)) for c in released.cells] == [(c.source, tags(c)) for c in edition.cells]
+        assert [c.metadata for c in released.cells] == [c.metadata for c in edition.cells]
+        for kind in ("blank", "half", "solved"):
+            notebook, earned[kind, name] = answers(name, kind)
+            hand_in(kind, name, notebook)
+    extra = [] if not limits.missing() else ["--without-limits"]
+    done = command("grade", tmp_path, "--jobs", 2, *extra, folder=tmp_path, module="l1_ref.cli")
+    assert done.returncode == 0, done.stderr
+    assert "0 points" not in done.stderr
+    nbgrader("export", folder=tmp_path)
+    with open("grades.csv", encoding="utf-8", newline="") as file:
+        rows = {(row["student_id"], row["assignment"]): row for row in csv.DictReader(file)}
+    for name in NAMES:
+        full = float(rows["solved", name]["max_score"])
+        assert earned["solved", name] == full > earned["half", name] > earned["blank", name] == 0
+        for kind in ("blank", "half", "solved"):
+            assert float(rows[kind, name]["score"]) == earned[kind, name], (kind, name)
+            assert Path("feedback", kind, name, f"{name}.html").is_file()
+        exercise, *_, mistake = MISTAKES[name]
+        assert mistake in {each.name for each in EXERCISES[exercise].mistakes}
+        assert f"looks like: {mistake}" in as_text(Path("feedback", "half", name, f"{name}.html"))
+        lines = Path("verdicts", name, "half.jsonl").read_text(encoding="utf-8").splitlines()
+        (told,) = [each for each in map(json.loads, lines) if each["exercise"] == exercise]
+        assert (told["state"], told["mistakes"]) == ("wrong", [mistake])
+
+
+# Strangers' code: each cell of these costs its own exercise, and the next one earns its point.
+
+HOSTILE = {
+    "endless": "while True:\n    pass",
+    "stubborn": "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass",
+    "crash": "import os\nos._exit(3)",
+    "bomb": "return bytearray(2**36)",
+    "flood": "while True:\n    print('x' * 2**22)",
+    "writer": "import os\nopen(os.path.join({root!r}, 'submitted', 'other', 'a.txt'), 'w')",
+    "reader": "open({root!r} + '/gradebook.db', 'rb').read()",
+    "thief": "open({root!r} + '/submitted/other/hostile/secret.txt').read()",
+    "caller": "import socket\nsocket.create_connection(('127.0.0.1', {port}), 5)",
+    "forger": "get_ipython().displayhook(1)\nassert False, 'not right'",
+}
+REASONS = {
+    "endless": "took longer than 3 seconds",
+    "stubborn": "took longer than 3 seconds",
+    "crash": "the kernel ended while this cell ran",
+    "bomb": "MemoryError",
+    "flood": "wrote more than 8 MiB",
+    "writer": "Permission denied",
+    "reader": "Permission denied",
+    "thief": "Permission denied",
+    "caller": "Permission denied|Network is unreachable|Connection refused",
+    "forger": "not right",
+}
+
+
+def hostile_source() -> nbformat.NotebookNode:
+    """Return a teacher's notebook with two exercises for each attack: the attacked one, and a right one after it."""
+    parts = []
+    for name in HOSTILE:
+        for each in (name, f"{name}_after"):
+            head = f'# %% tags=["exercise"] name="{each}" points=1 difficulty="easy" minutes=5\n'
+            parts.append(
+                f'{head}def {each}():\n    return "{each}"\n\n# %% tags=["check"]\nassert {each}() == "{each}"\n'
+            )
+    return classroom.instructor(sources.parse("\n".join(parts)))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    """A classroom of one notebook for attacks, released; they are not refused beforehand, to see what the limits do."""
+    from nbgrader.converters import GenerateAssignment
+
+    folder = tmp_path_factory.mktemp("classroom")
+    classroom.make(folder, ["00"])
+    with open(folder / classroom.CONFIG, "a", encoding="utf-8") as file:
+        file.write("c.Autograde.autograde_preprocessors.remove('l1_ref.course.integrity.RefuseCheats')\n")
+    source = folder / "source" / "hostile" / "hostile.ipynb"
+    source.parent.mkdir()
+    nbformat.write(hostile_source(), source)
+    course = grading.Course(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", environment()["PATH"])  # nbgrader calls alembic
+        course.converter(GenerateAssignment, grading.Submission(".", "hostile", folder)).start()
+    return folder
+
+
+@pytest.fixture
+def hostile_class(released, tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "class"
+    shutil.copytree(released, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.skipif(bool(limits.missing()), reason="this system holds no limits, and l1 grade refuses: tested below")
+def test_what_strangers_code_does_costs_its_own_cell_alone(hostile_class, l1):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
+        for cell in notebook.cells:
+            name = cell.metadata.get("name", "")
+            if "exercise" in tags(cell) and name in HOSTILE:
+                code = HOSTILE[name].format(root=str(hostile_class), port=server.getsockname()[1])
+                cell.source = f"def {name}():\n" + "\n".join(f"    {line}" for line in code.splitlines())
+            elif "exercise" in tags(cell):
+                cell.source = f'def {name}():\n    return "{name}"'
+        hand_in("one", "hostile", notebook)
+        secret = Path("submitted", "other", "hostile", "secret.txt")
+        secret.parent.mkdir(parents=True)
+        secret.write_text("42")
+        status, out, err = l1("grade", hostile_class, "--student", "one", "--timeout", 3, "--jobs", 2)
+    assert status == 0, err
+    assert "on average 10.0 of 20 points" in out
+    assert not Path("submitted", "other", "a.txt").exists()
+    graded = nbformat.read("autograded/one/hostile/hostile.ipynb", as_version=4)
+    checks = {cell.metadata.name: outcome(cell) for cell in graded.cells if "check" in tags(cell)}
+    for name in HOSTILE:
+        assert re.search(REASONS[name], checks[f"{name}-check"]), (name, checks[f"{name}-check"])
+        assert not checks[f"{name}_after-check"].strip()
+    page = as_text(Path("feedback", "one", "hostile", "hostile.html"))
+    assert all(re.search(reason, page) for reason in REASONS.values())
+    with Gradebook("sqlite:///gradebook.db") as gradebook:
+        grades = gradebook.find_submission_notebook("hostile", "hostile", "one").grades
+        scores = {grade.name.removesuffix("-check"): grade.auto_score for grade in grades}
+    assert scores == {name: float(name.endswith("_after")) for name in scores} and len(scores) == 2 * len(HOSTILE)
+
+
+# Submissions that cannot be graded cost their student, not the run.
+
+
+def test_links_and_what_is_no_notebook_earn_nothing_and_stop_nobody(hostile_class, l1):
+    for student in ("linked", "broken", "empty"):
+        Path("submitted", student, "hostile").mkdir(parents=True)
+    Path("submitted/linked/hostile/hostile.ipynb").symlink_to(hostile_class / "source/hostile/hostile.ipynb")
+    Path("submitted/broken/hostile/hostile.ipynb").write_text("{", encoding="utf-8")
+    extra = [] if not limits.missing() else ["--without-limits"]
+    status, out, err = l1("grade", hostile_class, *extra)
+    assert status == 0
+    assert "hostile: 3 submissions, on average 0.0 of 20 points" in out
+    assert "linked, hostile: 0 points, it holds a link (hostile.ipynb), which could lead to another's work" in err
+    assert "broken, hostile: 0 points, it cannot be read: NotJSONError" in err
+    assert "empty, hostile: 0 points, it holds no hostile.ipynb" in err
+
+
+def test_cells_that_a_student_deleted_or_relabelled_come_back(hostile_class):
+    notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
+    known = [cell.metadata.nbgrader.grade_id for cell in notebook.cells if "nbgrader" in cell.metadata]
+    kept = [cell for cell in notebook.cells if cell.metadata.get("name") not in ("crash", "crash-check", "bomb-check")]
+    for cell in kept:
+        if cell.metadata.get("name") == "flood-check":
+            cell.metadata["nbgrader"] = {"grade_id": "flood-check", "grade": False, "solution": True, "locked": False}
+            cell.source = "pass"
+    notebook.cells = kept
+    hand_in("one", "hostile", notebook)
+    course = grading.Course(".")
+    (submission,) = course.submissions()
+    cleaned = grading._cleaned(course, submission)
+    cells = {cell.metadata.nbgrader.grade_id: cell for cell in cleaned.cells if "nbgrader" in cell.metadata}
+    assert list(cells) == known
+    assert all(cells[name].metadata.nbgrader.grade for name in known if name.endswith("-check"))
+    assert cells["flood-check"].source == 'assert flood() == "flood"'
+    assert "NotImplementedError" in cells["crash"].source
+
+
+def test_points_depend_on_what_was_raised_and_on_nothing_else():
+    notebook = nbformat.v4.new_notebook()
+    warning = nbformat.v4.new_output("stream", name="stderr", text="a warning")
+    fake = nbformat.v4.new_output("execute_result", data={"text/plain": "1"}, execution_count=1)
+    meta = {"nbgrader": {"grade": True, "solution": False, "locked": True, "points": 2, "grade_id": "x-check"}}
+    notebook.cells = [nbformat.v4.new_code_cell("check", outputs=[fake, warning], metadata=meta)]
+    execution.settle(notebook)
+    nbformat.validate(notebook)
+    assert execution.is_grade(notebook.cells[0])
+    from nbgrader.utils import determine_grade
+
+    assert determine_grade(notebook.cells[0]) == (2, 2)
+    notebook.cells[0].outputs.append(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[]))
+    assert determine_grade(notebook.cells[0]) == (0, 2)
+
+
+# Bad input.
+
+
+def test_a_classroom_is_made_and_added_to_and_a_teachers_edits_stay(tmp_path):
+    first = classroom.make(tmp_path / "class", ["03"])
+    assert [path.name for path in first.written] == [classroom.CONFIG, "03_attention.ipynb"]
+    source = tmp_path / "class" / "source" / "03_attention" / "03_attention.ipynb"
+    notebook = nbformat.read(source, as_version=4)
+    assert "### BEGIN SOLUTION" in nbformat.writes(notebook)
+    source.write_text("mine", encoding="utf-8")
+    again = classroom.make(tmp_path / "class", ["03", "04_blocks"])
+    assert [path.name for path in again.written] == ["04_blocks.ipynb"]
+    assert again.kept == [source] and source.read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in again.unchanged] == [classroom.CONFIG]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["09"], "there is no notebook '09'; there are: 00_start_here"),
+        (["0"], "several notebooks begin with '0'"),
+        ([""], "there is no notebook ''"),
+    ],
+)
+def test_a_notebook_that_is_not_there_is_told(tmp_path, names, words):
+    with pytest.raises(ValueError, match=words):
+        classroom.make(tmp_path / "class", names)
+    assert not (tmp_path / "class").exists()
+
+
+def test_a_folder_with_other_things_is_no_classroom(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(classroom.ClassroomError, match=r"holds other files \(thesis.txt\) and no nbgrader_config.py"):
+        classroom.make(tmp_path)
+    with pytest.raises(classroom.ClassroomError, match="must be a folder, got the file"):
+        classroom.make(tmp_path / "thesis.txt")
+
+
+def test_grading_says_what_is_missing(tmp_path, l1, monkeypatch):
+    assert "is no classroom: it holds no nbgrader_config.py" in l1("grade", tmp_path)[2]
+    classroom.make(tmp_path, ["00"])
+    assert "nothing is submitted: put each notebook into" in l1("grade", tmp_path)[2]
+    (tmp_path / "submitted" / "ada" / "00_start_here").mkdir(parents=True)
+    status, _, err = l1("grade", tmp_path)
+    assert status == 1 and err.count("\n") == 1
+    assert "00_start_here was not released: run nbgrader generate_assignment 00_start_here" in err
+    assert (
+        "no submission is of a notebook '07'; there are: 00_start_here" in l1("grade", tmp_path, "--notebook", "07")[2]
+    )
+    assert "nothing is submitted by 'bob'; there are: ada" in l1("grade", tmp_path, "--student", "bob")[2]
+    assert "--timeout must be seconds above 0" in l1("grade", tmp_path, "--timeout", 0)[2]
+    assert "--memory must be at least 1024 MiB, which torch needs, got 100" in l1("grade", tmp_path, "--memory", 100)[2]
+    (tmp_path / classroom.CONFIG).write_text("c = 1 / 0\n", encoding="utf-8")
+    assert "cannot be read: ZeroDivisionError: division by zero" in l1("grade", tmp_path)[2]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there it says that grading needs Linux or macOS")
+def test_without_limits_nothing_runs_unless_it_is_asked_for(hostile_class, l1, monkeypatch):
+    hand_in("one", "hostile", nbformat.read("release/hostile/hostile.ipynb", as_version=4))
+    monkeypatch.setattr(limits, "missing", lambda: ["files: no Landlock here"])
+    status, _, err = l1("grade", hostile_class)
+    assert status == 1 and "does not hold the limits that strangers' code needs (files: no Landlock here)" in err
+    assert "--jobs must be at least 1, got 0" in l1("grade", hostile_class, "--jobs", 0)[2]
+    assert not Path("autograded").exists()
+
+
+def test_every_limit_says_whether_it_holds():
+    held = limits.holding()
+    assert set(held) == {
+        "time", "memory", "file size", "files", "network", "left-over processes", "number of processes"
+    }  # fmt: skip
+    assert all(holds in ("yes", "partly", "no") and what for holds, what in held.values())
+    if sys.platform.startswith("linux"):
+        assert held["memory"][0] == "yes"
+    assert Limits(cell_s=2).notebook_s == 300 and Limits().notebook_s == 900
+
+
+@pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS")
+def test_a_launcher_that_cannot_start_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels.sys, "executable", "/bin/false")
+    with (
+        kernels.Launcher(Limits()) as launcher,
+        pytest.raises(kernels.KernelError, match="ended before it started one"),
+    ):
+        launcher.launch(tmp_path, tmp_path)
