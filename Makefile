@@ -12,13 +12,15 @@ BIN := $(VENV)/bin
 # A stamp says what stands in the environment. While it is newer than pyproject.toml, pip is not called at all.
 READY := $(VENV)/.ready-torch-$(TORCH)
 BENCH_READY := $(VENV)/.ready-bench
+JOURNEY_READY := $(VENV)/.ready-journey
+SCREENSHOTS ?=
 
 # The tests use one thread each, so that two run beside each other. A notebook stays with one process.
 
 # $(call step,what and how long,command): announce, run, say how long it took.
 step = @echo "== $(1)"; start=$$(date +%s); $(2) && echo "   done in $$(( $$(date +%s) - start )) s"
 
-.PHONY: help environment learn test lint pytest nbval notebooks check-notebooks data bench clean
+.PHONY: help environment learn test lint pytest nbval notebooks check-notebooks data bench journey clean
 
 help:
 	@echo "make learn      the environment (first time: minutes), your workspace, and JupyterLab on the first notebook"
@@ -26,6 +28,7 @@ help:
 	@echo "make notebooks  build the notebooks from notebooks/src (about a minute)"
 	@echo "make data       rebuild the corpus, its tokenizer and the trained model from nothing (about 10 minutes)"
 	@echo "make bench      speed beside transformers and litgpt (about 25 minutes; BENCH_OPTIONS=--quick for 8)"
+	@echo "make journey    the learner's journey in a real JupyterLab (minutes; needs a Chromium; SCREENSHOTS=FOLDER keeps pictures)"
 	@echo "make clean      remove caches and builds; the environment, your workspace and your runs stay"
 
 environment: $(READY)
@@ -56,7 +59,7 @@ lint: $(READY)
 	$(call step,ruff: style and formatting (a second),$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 
 pytest: $(READY)
-	$(call step,pytest: the tests (about ten minutes),$(BIN)/python -m pytest --quiet --numprocesses=2 --dist=worksteal)
+	$(call step,pytest: the tests (about ten minutes),$(BIN)/python -m pytest --quiet -rs --numprocesses=2 --dist=worksteal)
 
 nbval: $(READY)
 	$(call step,nbval: every notebook run again and its outputs compared (two minutes),OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=2 --dist=loadfile --nbval --nbval-current-env notebooks)
@@ -74,6 +77,14 @@ $(BENCH_READY): $(READY)
 	@echo "== the benchmark's packages, litgpt and transformers (a minute; a second time, nothing)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,test]'
 	@touch $@
+
+$(JOURNEY_READY): $(READY)
+	@echo "== the journey's package, playwright (a minute; a second time, nothing)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[journey,test]'
+	@touch $@
+
+journey: $(JOURNEY_READY)
+	$(call step,journey: a real JupyterLab in Chromium (minutes),$(BIN)/python -m pytest --quiet --numprocesses=2 --need-browser tests/journey $(if $(SCREENSHOTS),--screenshots=$(SCREENSHOTS)))
 
 bench: $(BENCH_READY)
 	$(call step,bench: L1 beside transformers and litgpt (about 25 minutes; BENCH_OPTIONS=--quick for 8),$(BIN)/python -m tests.bench $(BENCH_OPTIONS))

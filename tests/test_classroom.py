@@ -119,6 +119,19 @@ def as_text(page: Path) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", "", page.read_text(encoding="utf-8"))).split())
 
 
+def surprises(kind: str, name: str) -> list[tuple[str, str]]:
+    """Return the errors of a graded notebook, save those that are meant, and those of what a blank leaves open."""
+    notebook = nbformat.read(Path("autograded", kind, name, f"{name}.ipynb"), as_version=4)
+    meant = {cell["id"] for cell in sources.load(name).cells if "raises-exception" in tags(cell)}
+    open_ = "not written yet" if kind == "blank" else None
+    return [
+        (cell.source, output.evalue)
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error" and cell["id"] not in meant and not (open_ and open_ in output.evalue)
+    ]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS; on Windows it says so")
 def test_every_notebook_is_released_graded_and_explained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -143,6 +156,7 @@ def test_every_notebook_is_released_graded_and_explained(tmp_path, monkeypatch):
     for name in NAMES:
         full = float(rows["solved", name]["max_score"])
         assert earned["solved", name] == full > earned["half", name] > earned["blank", name] == 0
+        assert surprises("blank", name) == surprises("solved", name) == []
         for kind in ("blank", "half", "solved"):
             assert float(rows[kind, name]["score"]) == earned[kind, name], (kind, name)
             assert Path("feedback", kind, name, f"{name}.html").is_file()

@@ -14,16 +14,10 @@ import torch
 import l1_ref
 from l1_ref import checks
 from l1_ref.course import build, sources
-from l1_ref.course.blank import load_blank
 from l1_ref.data import make_document_corpus
 
 NAMES = sources.names()
 IMPORTS = (ast.Import, ast.ImportFrom)
-
-
-def errors(notebook):
-    """Return (cell, error output) for each error."""
-    return [(c, o) for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
 
 
 def prose(name):
@@ -34,34 +28,6 @@ def prose(name):
 def test_the_built_notebooks_match_their_sources():
     assert NAMES[0] == "00_start_here"
     assert build.check_built() == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_blank_edition_runs_with_nothing_but_blanks(name, tmp_path):
-    notebook = build.run(load_blank(name), allow_errors=True, folder=tmp_path)
-    meant = {cell["id"] for cell in sources.load(name).cells if "raises-exception" in sources.tags(cell)}
-    surprises = [
-        (cell.source, output.evalue)
-        for cell, output in errors(notebook)
-        if cell["id"] not in meant and "not written yet" not in output.evalue
-    ]
-    assert surprises == []
-    unwritten = {cell.metadata["name"] for cell, _ in errors(notebook) if "check" in sources.tags(cell)}
-    exercises = {cell.metadata["name"] for cell in notebook.cells if "exercise" in sources.tags(cell)}
-    assert unwritten == {f"{exercise}-check" for exercise in exercises}
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_with_every_exercise_given_a_blank_edition_runs_clean(name, tmp_path):
-    notebook = load_blank(name)
-    for cell in notebook.cells:
-        if "exercise" in sources.tags(cell):
-            exercise = cell.metadata["name"]
-            cell.source = f'{exercise} = checks.give("{exercise}")'
-    build.run(notebook, folder=tmp_path)
-    texts = [cell.outputs[0].text for cell in notebook.cells if "check" in sources.tags(cell)]
-    assert texts and all("given" in text for text in texts)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -201,8 +201,8 @@ print(checks.softmax.diagnose(guess).text)
 # | `softmax = checks.give("softmax")` | hands you our version, so that you can go on |
 # | `checks.progress()` | shows what you have solved; in a terminal: `l1 progress` |
 #
-# You can stop anywhere. Your notebooks and your progress stay in your workspace. In a terminal, `l1 check` runs all that
-# you have written once more, from the top.
+# You can stop anywhere. Your notebooks and your progress stay in your workspace. In a terminal, `l1 check` runs all
+# that you have written once more, from the top.
 #
 # ## From scores to probabilities
 #

@@ -34,7 +34,10 @@ for (const cell of cells) {
     if (!(drawing.getAttribute('aria-label') || drawing.closest('[aria-hidden=true], mjx-container')))
       say('a drawing without a label', cell.node);
   for (const node of cell.node.querySelectorAll('.jp-OutputArea-output, .jp-MarkdownOutput, .jp-RenderedHTMLCommon'))
-    if (node.scrollWidth > node.clientWidth + 1) say(`${node.scrollWidth} px in ${node.clientWidth} px`, node);
+  {
+    const [wide, place] = [node.scrollWidth, node.clientWidth];
+    if (wide > place + 1) say(`${wide} px in ${place} px`, node);
+  }
 }
 return flaws;
 """
@@ -83,13 +86,10 @@ class NotebookPage:
 
     def node(self, name: str) -> ElementHandle:
         """Return a cell on the page, scrolled into view."""
-        script = f"argument => {{ {_CELLS} return find(argument)?.node; }}"
-        found = self.page.evaluate_handle(script, name).as_element()
-        assert found is not None, (
-            f"there is no cell {name!r}; there are: {self.ask('return cells.map(c => c.model.id)')}"
-        )
-        found.scroll_into_view_if_needed()
-        return found
+        # JupyterLab attaches the cells of a fresh page one after another, and some of them twice.
+        self.wait("find(argument)?.node.isConnected && cells.every(cell => cell.isAttached)", name)
+        scrolled = "const node = find(argument).node; node.scrollIntoViewIfNeeded(); return node;"
+        return self.page.evaluate_handle(f"argument => {{ {_CELLS} {scrolled} }}", name).as_element()
 
     def source(self, name: str) -> str:
         """Return what a cell holds."""
