@@ -1,6 +1,7 @@
 """A teacher's course: a folder that nbgrader works in, with this course's notebooks as its sources."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,6 +116,10 @@ def configure(c: Any) -> None:
     Args:
         c: What `get_config()` returns in an nbgrader_config.py.
     """
+    # nbgrader calls alembic by its name, which is found only where the environment is active, or so.
+    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    if programs not in path.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, [programs, path]))
     c.CourseDirectory.course_id = "l1"
     c.ClearSolutions.code_stub = {"python": f'raise NotImplementedError("{STUB_MESSAGE}")'}
     c.Autograde.sanitize_preprocessors = [_full(each) for each in _SANITIZE]
