@@ -257,8 +257,7 @@ class MultiHeadAttention(nn.Module):
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         dropout_p = self.dropout if self.training else 0.0
         y = merge_heads(self.attend(q, k, v, dropout_p))  # (B, T, C)
-        y = self.proj(y)
-        return F.dropout(y, dropout_p) if dropout_p else y
+        return F.dropout(self.proj(y), dropout_p)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:

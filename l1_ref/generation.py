@@ -226,7 +226,7 @@ def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iter
     was_training = model.training
     model.eval()
     try:
-        predict, is_greedy = _Predictor(model, ids, use_cache), settings[0] == 0
+        predict = _Predictor(model, ids, use_cache)
         finished = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
             logits = predict.logits()
@@ -234,7 +234,7 @@ def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iter
                 raise ValueError(
                     "the model's scores must be finite, got inf or nan: its weights are too large, or damaged"
                 )
-            next_ids = (greedy(logits) if is_greedy else sample(logits, *settings)).to(ids.dtype)
+            next_ids = sample(logits, *settings).to(ids.dtype)
             if stop_token is not None:
                 next_ids = next_ids.masked_fill(finished, stop_token)
                 finished |= next_ids == stop_token

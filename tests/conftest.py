@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,21 @@ def tiny_shakespeare(tmp_path_factory) -> Path:
     from l1_ref.data import download
 
     return download("tinyshakespeare", tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def l1(monkeypatch, capsys):
+    """Return a function that runs `l1` and gives its exit status, output and errors."""
+    from l1_ref import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["l1", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

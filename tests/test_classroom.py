@@ -14,7 +14,6 @@ import nbformat
 import pytest
 from nbgrader.api import Gradebook
 
-from l1_ref import cli
 from l1_ref.checks import EXERCISES
 from l1_ref.course import classroom, execution, grading, kernels, limits, sources
 from l1_ref.course.blank import load_blank
@@ -64,23 +63,6 @@ def nbgrader(*words: object, folder: Path) -> subprocess.CompletedProcess:
     done = command(*words, folder=folder, module="nbgrader")
     assert done.returncode == 0, done.stderr
     return done
-
-
-@pytest.fixture
-def l1(monkeypatch, capsys):
-    """Return a function that runs `l1` and gives its exit status, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["l1", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 # Every notebook, as nbgrader's manual has it: generate_assignment, autograde, generate_feedback, export.

@@ -24,21 +24,10 @@ RUN_FILES = {
 
 
 @pytest.fixture
-def l1(monkeypatch, capsys, tmp_path):
-    """Return a function that runs `l1` in a fresh folder and gives its exit status, output and errors."""
+def l1(l1, monkeypatch, tmp_path):
+    """Return the function that runs `l1`, in a fresh folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["l1", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return l1
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def show(name: str | Callable, sure: bool = False) -> None:
         sure: Whether to show it at once.
     """
     wanted = exercise(name)
-    done = {row.exercise for row in progress_table() if row.state in ("solved", "given")}
+    done = {row.exercise for row in progress_table() if row.state in marks.DONE}
     if not sure and wanted.name not in done | _asked_to_show:
         _asked_to_show.add(wanted.name)
         print(f"this shows the answer to {wanted.name}, our version; the same call again shows it")

@@ -12,6 +12,7 @@ from l1_ref.files import write_atomic
 MARKER = ".l1-workspace"
 FILE = "progress.json"
 VERDICTS = "L1_VERDICTS"  # names a file that gets one line of JSON for each check, for `l1 check` and for graders
+DONE = ("solved", "given")  # states in which a reader may go on
 _RANK = {"unwritten": 0, "refused": 1, "wrong": 1, "given": 2, "solved": 3}
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-PASSED = ("solved", "given")
+from l1_ref.checks import marks
+
 UNREACHED = "unreached"
 # What XML 1.0 cannot hold, not even escaped: most control characters, and half a surrogate pair.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -34,7 +35,7 @@ class Result:
     @property
     def passed(self) -> bool:
         """Whether the exercise is solved or given."""
-        return self.state in PASSED
+        return self.state in marks.DONE
 
     @property
     def detail(self) -> str:
@@ -79,7 +80,7 @@ def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
     Args:
         outcomes: Of the notebooks.
     """
-    found = dict.fromkeys((*PASSED, "wrong", "unwritten", UNREACHED), 0)
+    found = dict.fromkeys((*marks.DONE, "wrong", "unwritten", UNREACHED), 0)
     for result in (result for each in outcomes for result in each.results):
         found[result.state] = found.get(result.state, 0) + 1
     return found

@@ -8,8 +8,7 @@ from typing import Any
 from l1_ref.checks import marks, progress_table
 from l1_ref.course import sources
 
-DONE = ("solved", "given")
-STATES = (*DONE, "tried", "open")
+STATES = (*marks.DONE, "tried", "open")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Task:
     @property
     def done(self) -> bool:
         """Whether it is solved or given."""
-        return self.state in DONE
+        return self.state in marks.DONE
 
 
 def tasks(rows: Iterable[marks.Row]) -> list[Task]:

@@ -98,8 +98,7 @@ def _require_usable(folder: Path) -> None:
 
 
 def _next_notebook(folder: Path) -> str:
-    done = {"solved", "given"}
-    unfinished = [row.notebook for row in progress_table(folder) if row.state not in done]
+    unfinished = [row.notebook for row in progress_table(folder) if row.state not in marks.DONE]
     return next((name for name in sources.names() if name in unfinished), sources.names()[0])
 
 
