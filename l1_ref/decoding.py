@@ -27,6 +27,7 @@ class Decoder:
         cache: Holds the tokens so far; each step appends one.
     """
 
+    @torch.no_grad()  # which library suits a product depends on whether gradients are wanted
     def __init__(self, model: L1Model, cache: KVCache):
         config, self.cache = model.config, cache
         B = cache.keys.shape[1]

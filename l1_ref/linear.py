@@ -169,10 +169,11 @@ def is_stored_in_few_bits(model: nn.Module) -> bool:
 
 
 def _store_in_float32(layer: nn.Linear, batch_size: int) -> None:
-    # MKL runs through a matrix that is stored by columns as fast as memory allows, where the columns are the longer
-    # side: with all threads on Intel's processors, with one on AMD's, where oneDNN's threads share the rows instead.
-    # For more than one row at a time oneDNN is the faster, and wants rows.
+    # For one row at a time, MKL runs through a matrix that is stored by columns, where they are the longer side, as fast
+    # as memory allows on Intel's processors. On AMD's, oneDNN with its rows is the faster, save with one thread for the
+    # head of a large vocabulary. For more than one row at a time oneDNN is the faster everywhere.
     n_out, n_in = layer.weight.shape
     is_large = _ONEDNN is not None and layer.weight.numel() * batch_size >= MIN_PRODUCTS
-    by_rows = n_out < n_in or (is_large and (batch_size > 1 or (ON_AMD and torch.get_num_threads() > 1)))
+    suits_rows = ON_AMD and (torch.get_num_threads() > 1 or n_out < 16 * n_in)
+    by_rows = n_out < n_in or (is_large and (batch_size > 1 or suits_rows))
     layer.weight.data = layer.weight.data.contiguous() if by_rows else layer.weight.data.t().contiguous().t()

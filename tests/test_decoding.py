@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from l1_ref import linear
 from l1_ref.attention import KVCache
 from l1_ref.config import L1Config
 from l1_ref.decoding import Decoder, is_plain
@@ -70,6 +71,22 @@ def test_a_large_layer_goes_to_the_library_that_suits_it():
             assert_decodes_like_its_modules(store_for_generation(model), 1, 1e-4)
         finally:
             torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(linear._ONEDNN is None, reason="this build of torch lacks oneDNN's product")
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_on_amd_large_products_go_to_onednn_wherever_a_decoder_is_made(monkeypatch, n_threads):
+    monkeypatch.setattr(linear, "ON_AMD", True)
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(linear, "_ONEDNN", lambda x, *rest, op=linear._ONEDNN: used.append(x.shape) or op(x, *rest))
+    torch.set_num_threads(n_threads)
+    try:
+        model = store_for_generation(model_for(replace(SMALL, n_layers=2, n_embd=256, n_inner=2048)))
+        decoder = Decoder(model, KVCache(model.config, 1))  # where gradients are on, which asks more of a product
+        decoder.step(torch.tensor([[5]]))
+    finally:
+        torch.set_num_threads(before)
+    assert used == [(256,), (2048,)] * 2
 
 
 def test_a_full_cache_is_refused():

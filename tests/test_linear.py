@@ -119,21 +119,23 @@ def test_float32_storage_changes_where_numbers_lie_and_nothing_else(n_threads):
 
 
 @pytest.mark.parametrize(
-    "n_threads, batch_size, on_amd, stride",
+    "n_threads, batch_size, n_out, on_amd, by_rows",
     [
-        (1, 1, True, (1, 2048)),
-        (2, 1, True, (256, 1)),  # oneDNN's threads share the rows
-        (2, 1, False, (1, 2048)),  # MKL's threads share the columns
-        (1, 8, True, (256, 1)),
-        (2, 8, False, (256, 1)),
+        (1, 1, 2048, True, True),
+        (1, 1, 4096, True, False),  # the head of a large vocabulary
+        (2, 1, 4096, True, True),  # oneDNN's threads share the rows
+        (2, 1, 2048, False, False),  # MKL's threads share the columns
+        (1, 8, 4096, True, True),
+        (2, 8, 2048, False, True),
     ],
 )
-def test_large_matrices_are_stored_as_they_are_read_fastest(monkeypatch, n_threads, batch_size, on_amd, stride):
-    layer, before = Linear(256, 2048), torch.get_num_threads()
+def test_large_matrices_are_stored_as_they_are_read_fastest(monkeypatch, n_threads, batch_size, n_out, on_amd, by_rows):
+    layer, before = Linear(256, n_out), torch.get_num_threads()
     monkeypatch.setattr("l1_ref.linear.ON_AMD", on_amd)
     torch.set_num_threads(n_threads)
     try:
-        assert store_for_generation(layer, batch_size=batch_size).weight.stride() == stride
+        stride = store_for_generation(layer, batch_size=batch_size).weight.stride()
+        assert stride == ((256, 1) if by_rows else (1, n_out))
     finally:
         torch.set_num_threads(before)
 

@@ -1,5 +1,6 @@
 """Checks that name the mistake: `checks.softmax(my_softmax)`, `checks.hint("softmax")`, `checks.give("softmax")`."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -109,7 +110,7 @@ def hint(name: str | Callable, n: int | None = None) -> None:
     fresh = n is None and _hints_taken[name] < len(hints)
     _hints_taken[name] += fresh
     n = n or _hints_taken[name]
-    print(f"hint {n} of {len(hints)} · {name}: {hints[n - 1]}")
+    print(textwrap.fill(f"hint {n} of {len(hints)} · {name}: {hints[n - 1]}", 88, subsequent_indent="  "))
     if n == len(hints):
         print(f'that is the last; checks.show("{name}") shows our version, checks.give("{name}") hands it over')
     marks.record(name, hints=int(fresh))

@@ -142,11 +142,35 @@ def not_the_code(exercise: Any, candidate: Any) -> str:
 
 def is_unwritten(value: Any) -> bool:
     """Say whether a failure is a blank's own: torch raises NotImplementedError too, for dtypes it cannot treat."""
-    if not isinstance(value, Failure) or not isinstance(value.error, NotImplementedError):
+    return isinstance(value, Failure) and _is_of_a_blank(value.error)
+
+
+def _is_of_a_blank(error: BaseException) -> bool:
+    if not isinstance(error, NotImplementedError):
         return False
-    frame = traceback.extract_tb(value.error.__traceback__)[-1]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
     raised = "raise NotImplementedError" in (frame.line or "") and is_the_readers(frame.filename)
-    return str(value.error) in ("", STUB_MESSAGE) or raised
+    return str(error) in ("", STUB_MESSAGE) or raised
+
+
+def tell_blanks_briefly() -> None:
+    """Have IPython show a cell that uses a blank as two lines, where a traceback would bury them."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    if (shell := get_ipython()) is not None:
+        shell.set_custom_exc((NotImplementedError,), _show_error)
+
+
+def _show_error(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None) -> None:
+    if _is_of_a_blank(error):
+        name = error.__traceback__
+        while name.tb_next is not None:
+            name = name.tb_next
+        used = f"  used in {line}" if (line := readers_line(error, -2)) else ""
+        error._render_traceback_ = lambda: [f"· {name.tb_frame.f_code.co_qualname} · {STUB_MESSAGE}", used]
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
 def explained(story: Story, case: tuple[int, str], found: Any) -> str:

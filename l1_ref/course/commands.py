@@ -6,8 +6,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -219,7 +218,7 @@ def grade(
     ] = False,
 ) -> None:
     """Grade all that is submitted, in parallel and inside limits; write feedback, the class report and tables."""
-    from l1_ref.course import grading, limits
+    from l1_ref.course import grading, limits, tables
 
     amount = limits.Limits(cell_s=timeout, memory_mb=memory)
     course = grading.Course(folder)
@@ -228,7 +227,7 @@ def grade(
     for name, (holds, what) in limits.holding().items() if not without_limits else ():
         if holds in words:
             print(f"the limit on {name} {words[holds]} here: {what}", file=sys.stderr)
-    with _progress() as say:
+    with tables.grading_bar() as say:
         grading.grade(course, found, amount, not without_limits, os.cpu_count() or 1 if jobs is None else jobs, say)
     _tell_scores(found)
     for path in grading.report(course):
@@ -244,17 +243,6 @@ def _tell_scores(found: list) -> None:
     for each in found:
         if each.problem:
             print(f"{each.student}, {each.assignment}: 0 points, {each.problem}", file=sys.stderr)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], None]]:
-    """Show how far grading is, on standard error where that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        tasks = {name: bar.add_task(name, total=None) for name in ("run", "scored")}
-        yield lambda name, total: bar.update(tasks[name], advance=1, total=total)
 
 
 COMMANDS = (classroom, grade, learn, update, check, progress, show, report, doctor)

@@ -22,9 +22,10 @@ from traitlets import Bool, Float, Integer
 
 from l1_ref.course.kernels import Kernel, KernelError, Launcher
 from l1_ref.course.limits import Limits
+from l1_ref.course.results import VERDICTS as VERDICTS_FOLDER
+from l1_ref.course.sources import grade_id
 from l1_ref.files import write_atomic
 
-VERDICTS_FOLDER = "verdicts"
 _GRACE_S = 5.0  # for a cell to end after an interrupt, before its kernel is ended
 _QUIET = logging.getLogger("l1_ref.course.grading")
 _QUIET.addHandler(logging.NullHandler())
@@ -160,9 +161,9 @@ async def _run_from(position: int, notebook: NotebookNode, client: _Client, left
 def _its_exercise(notebook: NotebookNode, index: int) -> Iterable[int]:
     """Yield where the exercise of a check is."""
     if is_grade(notebook.cells[index]):
-        name = notebook.cells[index].metadata.nbgrader["grade_id"].removesuffix("-check")
+        name = grade_id(notebook.cells[index]).removesuffix("-check")
         for i, cell in enumerate(notebook.cells):
-            if cell.metadata.get("nbgrader", {}).get("grade_id") == name:
+            if grade_id(cell) == name:
                 yield i
 
 
@@ -191,26 +192,30 @@ def settle(notebook: NotebookNode) -> None:
                 output.pop("execution_count", None)
 
 
-async def run_submission(notebook: NotebookNode, launcher: Launcher, files: Iterable[Path], verdicts: Path) -> None:
-    """Run a submission in a folder of its own, and keep what its checks told.
+async def run_submission(
+    notebook: NotebookNode, launcher: Launcher, course: Path, student: str, assignment: str
+) -> None:
+    """Run a submission in a folder of its own, beside copies of its files, and keep what its checks told.
 
     Args:
         notebook: Cleaned up; is run in place.
         launcher: Starts its kernels.
-        files: Folders whose files, save notebooks, the notebook finds beside itself.
-        verdicts: The file for the verdicts of its checks.
+        course: The classroom's folder.
+        student: The student's id.
+        assignment: Its name.
     """
     with tempfile.TemporaryDirectory(prefix="l1-", ignore_cleanup_errors=True) as place:
         folder = Path(place).resolve()
         work = folder / "work"
         work.mkdir()
-        for source in files:
+        for source in (course / "release" / assignment, course / "submitted" / student / assignment):
             if source.is_dir():
                 shutil.copytree(source, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb"))
         await run_apart(notebook, launcher, folder)
         told = folder / "verdicts.jsonl"
         whole = told.is_file() and not told.is_symlink() and told.stat().st_size <= 2**24
-        write_atomic(verdicts, told.read_bytes() if whole else b"")
+        kept = course / VERDICTS_FOLDER / assignment / f"{student}.jsonl"
+        write_atomic(kept, told.read_bytes() if whole else b"")
     settle(notebook)
 
 
@@ -233,11 +238,9 @@ class RunApart(NbGraderPreprocessor):
         if ran is not None and [cell.source for cell in ran.cells] == [cell.source for cell in nb.cells]:
             return ran, resources
         student, assignment, _ = key
-        root = Path.cwd()  # nbgrader moves to the course's folder
-        files = [root / "release" / assignment, root / "submitted" / student / assignment]
         with Launcher(Limits(self.cell_s, self.memory_mb), self.with_limits) as launcher, ThreadPoolExecutor(1) as pool:
             # In a thread, because JupyterLab's formgrader calls this where a loop of events runs already.
-            run = run_submission(nb, launcher, files, root / VERDICTS_FOLDER / assignment / f"{student}.jsonl")
+            run = run_submission(nb, launcher, Path.cwd(), student, assignment)  # nbgrader moves to the course's folder
             pool.submit(asyncio.run, run).result()
         return nb, resources
 
@@ -259,7 +262,7 @@ class RestoreCells(NbGraderPreprocessor):
             solutions = {cell.name for cell in known.solution_cells}
             at = 0
             for source in known.source_cells:
-                is_it = [cell.metadata.get("nbgrader", {}).get("grade_id") == source.name for cell in nb.cells]
+                is_it = [grade_id(cell) == source.name for cell in nb.cells]
                 if True not in is_it:
                     make = nbformat.v4.new_code_cell if source.cell_type == "code" else nbformat.v4.new_markdown_cell
                     nb.cells.insert(at, make(source.source))

@@ -24,7 +24,7 @@ from traitlets.utils.importstring import import_item
 
 from l1_ref.course import execution, limits
 from l1_ref.course.classroom import CONFIG
-from l1_ref.course.execution import ALREADY_RUN, VERDICTS_FOLDER, RunApart, run_submission
+from l1_ref.course.execution import ALREADY_RUN, RunApart, run_submission
 from l1_ref.course.kernels import KernelError, Launcher
 from l1_ref.course.limits import Limits
 
@@ -195,9 +195,7 @@ async def _run(course: Course, submission: Submission, launcher: Launcher) -> No
         return
     key = (submission.student, submission.assignment, submission.assignment)
     notebook = _cleaned(course, submission)
-    files = [course.folder / "release" / submission.assignment, submission.folder]
-    verdicts = course.folder / VERDICTS_FOLDER / submission.assignment / f"{submission.student}.jsonl"
-    await run_submission(notebook, launcher, files, verdicts)
+    await run_submission(notebook, launcher, course.folder, submission.student, submission.assignment)
     ALREADY_RUN[key] = notebook
 
 

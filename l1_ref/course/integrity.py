@@ -18,6 +18,7 @@ from nbgrader.preprocessors import NbGraderPreprocessor
 
 from l1_ref.checks import EXERCISES, integrity
 from l1_ref.course.reading import MAIN, SHELL, UNKNOWN, Dotted, Names, bound, folded, imported, objects, parsed, scoped
+from l1_ref.course.sources import grade_id
 
 _CHECK = "-check"
 # What no answer needs: it would show it the course's own, or run code that nobody could read beforehand.
@@ -72,7 +73,7 @@ def look(notebook: NotebookNode, locked: Collection[str] = ()) -> list[Finding]:
         locked: grade_ids of cells that are the teacher's own, which are not read.
     """
     cells = [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    sources = {i: cell.source for i, cell in cells if not (_is_locked(cell) and _grade_id(cell) in locked)}
+    sources = {i: cell.source for i, cell in cells if not (_is_locked(cell) and grade_id(cell) in locked)}
     trees = {i: tree for i, source in sources.items() if (tree := parsed(source)) is not None}
     names = Names(trees)
     found = [each for i, tree in trees.items() for each in _tampering(names, i, tree)]
@@ -154,18 +155,14 @@ def require_verdicts(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _grade_id(cell: NotebookNode) -> str:
-    return cell.metadata.get("nbgrader", {}).get("grade_id") or ""
-
-
 def _is_locked(cell: NotebookNode) -> bool:
     return bool(cell.metadata.get("nbgrader", {}).get("locked"))
 
 
 def _checks(notebook: NotebookNode) -> Iterator[tuple[int, str]]:
     for i, cell in enumerate(notebook.cells):
-        name = _grade_id(cell).removesuffix(_CHECK)
-        if cell.cell_type == "code" and _grade_id(cell) == name + _CHECK and name in EXERCISES:
+        name = grade_id(cell).removesuffix(_CHECK)
+        if cell.cell_type == "code" and grade_id(cell) == name + _CHECK and name in EXERCISES:
             yield i, name
 
 

@@ -146,7 +146,7 @@ class Kernel:
 
     def end(self) -> None:
         """End the kernel, all that it started, and the channels to it."""
-        self._send(signal.SIGKILL)
+        self.kill()
         self.client.stop_channels()
 
     def kill(self) -> None:

@@ -36,6 +36,11 @@ def tags(cell: NotebookNode) -> list[str]:
     return list(cell.metadata.get("tags", []))
 
 
+def grade_id(cell: NotebookNode) -> str:
+    """Return the name by which nbgrader knows a cell; "" where it knows it not."""
+    return cell.metadata.get("nbgrader", {}).get("grade_id") or ""
+
+
 def load(name: str) -> NotebookNode:
     """Turn a source into a notebook without outputs: the complete edition, not yet executed.
 

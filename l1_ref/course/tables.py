@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from l1_ref.checks.showing import SIGNS
@@ -112,7 +120,24 @@ def bar(n_cells: int) -> Iterator[Callable[[str], None]]:
         TextColumn("cells"),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _progress(*columns, transient=True) as progress:
         task = progress.add_task("starting", total=n_cells)
         yield lambda name: progress.update(task, description=name, advance=1)
+
+
+@contextmanager
+def grading_bar() -> Iterator[Callable[[str, int], None]]:
+    """Show how far grading is, on standard error where that is a terminal.
+
+    Yields:
+        What is to be called with "run" or "scored" after each such step, and with how many there are to do.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _progress(*columns) as progress:
+        tasks = {name: progress.add_task(name, total=None) for name in ("run", "scored")}
+        yield lambda name, total: progress.update(tasks[name], advance=1, total=total)
+
+
+def _progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=transient, disable=not console.is_terminal)

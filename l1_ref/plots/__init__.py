@@ -39,6 +39,7 @@ from l1_ref.plots.style import png as png
 from l1_ref.plots.style import probabilities as probabilities
 from l1_ref.plots.style import show as show
 from l1_ref.plots.style import visible as visible
+from l1_ref.plots.style import wrapped as wrapped
 from l1_ref.plots.tokens import coloured_tokens as coloured_tokens
 from l1_ref.plots.tokens import cuts as cuts
 from l1_ref.plots.tokens import merge_state as merge_state

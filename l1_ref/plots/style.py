@@ -4,7 +4,8 @@ import base64
 import html
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from matplotlib import rc_context
@@ -210,3 +211,26 @@ def show(figure: Figure, alt: str, slot: Slot | None = None) -> None:
         slot.handle = display(data, raw=True, display_id=True)
     else:
         slot.handle.update(data, raw=True)
+
+
+def wrapped(pieces: Iterable[str], width: int = 88) -> Iterator[str]:
+    """Yield a text word by word, in lines that fit: a notebook breaks a long line anywhere, within a word too.
+
+    Args:
+        pieces: The text: a string, or its parts as they come.
+        width: Most characters in a line; a longer word has a line of its own.
+
+    >>> print("".join(wrapped("She took a boat to see the sea. It was cold.", width=16)))
+    She took a boat
+    to see the sea.
+    It was cold.
+    """
+    column, word = 0, ""
+    for character in chain(chain.from_iterable(pieces), [""]):
+        if word and (not character or character.isspace()):
+            if word.startswith(" ") and column + len(word) > width:
+                word = f"\n{word[1:]}"
+            column = len(word) - 1 if word.startswith("\n") else column + len(word)
+            yield word
+            word = ""
+        word += character

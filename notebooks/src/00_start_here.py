@@ -65,9 +65,8 @@ chance = torch.Generator().manual_seed(7)
 new_ids = (i.item() for i in l1_ref.stream(model, ids, max_new_tokens=200, temperature=0.8, generator=chance))
 tale = itertools.takewhile(lambda i: i != tokenizer.end_of_text, new_ids)
 
-print(beginning, end="")
-for piece in stream_text(tokenizer, tale):
-    print(piece, end="", flush=True)
+for word in plots.wrapped(itertools.chain([beginning], stream_text(tokenizer, tale))):
+    print(word, end="", flush=True)
 
 # %% [markdown]
 # Try another seed in `manual_seed`, or another beginning, and run the cell again. The model knows only the small world

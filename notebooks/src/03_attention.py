@@ -37,7 +37,7 @@ run = l1_ref.load_run(l1_ref.DATA_DIR / "tiny")
 model, tokenizer = run.model, run.tokenizer
 tales = l1_ref.load_tales("validation")
 tale = tales[158]
-print(tale)
+print(*plots.wrapped(tale), sep="")
 
 
 # %% [markdown]

@@ -487,7 +487,7 @@ checks.TransformerBlock(TransformerBlock)
 # %%
 tale = l1_ref.load_tales("validation")[0]
 ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(tale)]])
-print(tale)
+print(*plots.wrapped(tale), sep="")
 
 # %%
 trained = model.blocks[1]

@@ -437,7 +437,7 @@ def tell(model, beginning, seed, max_new_tokens=120):
     return tokenizer.decode(ids[0, 1:].tolist())
 
 
-print(tell(with_trained_weights(), "Near the little well lived", seed=1))
+print(*plots.wrapped(tell(with_trained_weights(), "Near the little well lived", seed=1)), sep="")
 
 # %% [markdown]
 # The numbers were trained for you; the model around them is yours. Try other beginnings and seeds.

@@ -117,7 +117,7 @@ print("logits", tuple(logits.shape), "targets", tuple(y.shape))
 print("as torch has it:", torch.allclose(cross_entropy(logits, y), torch.nn.functional.cross_entropy(logits.mT, y)))
 for s in (0.0, 0.1):
     sure = [cross_entropy(torch.tensor([[[k] + [0.0] * 9]]), torch.tensor([[0]]), s).item() for k in (0, 2, 4, 6, 8)]
-    print(f"smoothing {s}, the true score 0, 2, 4, 6, 8 above nine others:", [f"{cost:.2f}" for cost in sure])
+    print(f"smoothing {s}, the true score 0, 2, 4, 6, 8 above nine others:", *(f"{cost:.2f}" for cost in sure))
 
 # %% [markdown]
 # Without smoothing, being surer always pays. With it, there is a best degree of sureness, and beyond it the loss rises
@@ -571,7 +571,7 @@ for name, found in {"here": short, "the full run": metrics}.items():
 beginning = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode("Near the little well lived")]])
 chance = torch.Generator().manual_seed(1)
 ids = l1_ref.generate(model, beginning, 70, temperature=0.7, generator=chance)
-print(tokenizer.decode(ids[0, 1:].tolist()))
+print(*plots.wrapped(tokenizer.decode(ids[0, 1:].tolist())), sep="")
 
 # %% [markdown]
 # It has the words of the tales, and stretches of their sentences. Now read it for sense: who did what, with which

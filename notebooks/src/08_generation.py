@@ -128,7 +128,8 @@ chance = torch.Generator().manual_seed(0)
 for name, temperature in {"greedy": 0.0, "drawn": 1.0}.items():
     ids = l1_ref.generate(model, prompts, 15, temperature, generator=chance)
     heroes = collections.Counter(found[1] for tale in tales_of(ids) if (found := re.search(r"called (\w+)", tale)))
-    print(f"{name:<7} {len(heroes):>2} names: {dict(heroes.most_common())}")
+    often = ", ".join(f"{hero} {n}" for hero, n in heroes.most_common(6))
+    print(f"{name:<7} {len(heroes):>2} names, the most frequent: {often}")
 
 # %% [markdown]
 # No name is much likelier than the next, but greedy takes few of them, again and again. What is likeliest need not be
@@ -161,7 +162,7 @@ long_texts = {
 before, period = loop_of(long_texts["greedy"], model.config.max_seq_length)
 shown_from = long_texts["greedy"].index(end, before) + 1
 print(f"greedy: after {before} tokens the same {period} tokens for ever:\n")
-print(tokenizer.decode(long_texts["greedy"][shown_from : shown_from + period]))
+print(*plots.wrapped(tokenizer.decode(long_texts["greedy"][shown_from : shown_from + period])), sep="")
 print("\ndrawn, a loop:", loop_of(long_texts["drawn"], model.config.max_seq_length))
 alt = (
     f"Two dot plots of runs of 8 tokens that occur twice. Greedy: one whole diagonal, {period} places late, and pieces "
@@ -584,7 +585,7 @@ chance = torch.Generator().manual_seed(3)
 written = generate(model, batch, 120, temperature=0.8, top_p=0.95, stop_token=end, generator=chance)
 print(tuple(batch.shape), "became", tuple(written.shape))
 for row, text in zip(written, tales_of(written), strict=True):
-    print(f"\n{(row[1:] == end).sum().item()} marks at the end:", text)
+    print(f"\nmarks at the end: {(row[1:] == end).sum().item()}", *plots.wrapped(f"\n{text}"), sep="")
 
 # %% [markdown]
 # ## Bug hunt: the wrong tokens
@@ -667,9 +668,9 @@ print(list(stream_text(tokenizer, ids)), "by stream_text, which waits for whole 
 
 # %% tags=["nbval-ignore-output"]
 new = l1_ref.stream(model, batch[1:2], 120, temperature=0.8, stop_token=end, generator=torch.Generator().manual_seed(5))
-print(starts[1], end="")
-for piece in stream_text(tokenizer, (i.item() for i in new if i != end)):
-    print(piece, end="", flush=True)
+pieces = stream_text(tokenizer, (i.item() for i in new if i != end))
+for word in plots.wrapped(itertools.chain([starts[1]], pieces)):
+    print(word, end="", flush=True)
 
 # %% [markdown]
 # ## Is it a tale?
