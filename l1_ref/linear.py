@@ -14,7 +14,7 @@ from l1_ref.config import require_whole
 ON_AMD = "amd" in str(torch.cpu.get_capabilities().get("cpu_name", "")).lower()
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 # Below so many multiplications the preparations cost more than oneDNN saves; more so where gradients are wanted.
-MIN_PRODUCTS, MIN_PRODUCTS_WITH_GRADIENTS = 2**19, 2**27
+MIN_PRODUCTS, MIN_PRODUCTS_WITH_GRADIENTS = 2**19, 2**22
 FEW_ROWS = 16  # up to so many, reading the matrix is most of a product's time
 STORED_AS = ("float32", "bfloat16", "int8")
 
@@ -88,7 +88,7 @@ class _OneDNNLinear(torch.autograd.Function):
         d_rows = d_y.reshape(-1, d_y.shape[-1])  # (N, F)
         return (
             _ONEDNN(d_y, weight.t(), None, "none", [], "") if for_x else None,
-            d_rows.t() @ x.reshape(-1, x.shape[-1]) if for_weight else None,  # here MKL is as fast
+            _ONEDNN(d_rows.t(), x.reshape(-1, x.shape[-1]).t(), None, "none", [], "") if for_weight else None,
             d_rows.sum(0) if for_bias else None,
         )
 
@@ -169,9 +169,9 @@ def is_stored_in_few_bits(model: nn.Module) -> bool:
 
 
 def _store_in_float32(layer: nn.Linear, batch_size: int) -> None:
-    # For one row at a time, MKL runs through a matrix that is stored by columns, where they are the longer side, as fast
-    # as memory allows on Intel's processors. On AMD's, oneDNN with its rows is the faster, save with one thread for the
-    # head of a large vocabulary. For more than one row at a time oneDNN is the faster everywhere.
+    # For one row at a time, MKL runs through a matrix that is stored by columns, where they are the longer side, as
+    # fast as memory allows on Intel's processors. On AMD's, oneDNN with its rows is the faster, save with one thread
+    # for the head of a large vocabulary. For more than one row at a time oneDNN is the faster everywhere.
     n_out, n_in = layer.weight.shape
     is_large = _ONEDNN is not None and layer.weight.numel() * batch_size >= MIN_PRODUCTS
     suits_rows = ON_AMD and (torch.get_num_threads() > 1 or n_out < 16 * n_in)

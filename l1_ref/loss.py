@@ -113,7 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scores.div_(total).sub_(label_smoothing / V)
                 scores.scatter_add_(1, target, scores.new_full(target.shape, label_smoothing - 1))
                 scores = scores.mul_(counted).to(dtype)
-                d_rows[piece] = scores @ matrix
+                d_rows[piece] = linear(scores, matrix.t())
                 if dtype == weight.dtype:
                     d_weight.addmm_(scores.t(), x)  # one pass over the large matrix, not three
                 else:

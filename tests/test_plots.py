@@ -115,3 +115,16 @@ def test_a_slider_redraws_the_figure_in_its_place(monkeypatch):
 def test_a_slider_without_a_value_is_an_error(choices):
     with pytest.raises(ValueError, match="at least one choice, each with a value"):
         plots.explore(lambda **_: None, **choices)
+
+
+def test_a_text_is_shown_in_lines_that_fit():
+    tale = "Near the little well lived a quiet girl.\nShe was afraid of the dark.\n\n" + "x" * 30
+    lines = "".join(plots.wrapped(tale, 20)).split("\n")
+    assert lines == [
+        *("Near the little well", "lived a quiet girl.", "She was afraid of", "the dark.", "", "x" * 30)
+    ]  # fmt: skip
+    # As it comes, in pieces that are no words, it is the same, and is not held back longer than a word.
+    pieces = iter([tale[i : i + 3] for i in range(0, len(tale), 3)])
+    words = plots.wrapped(pieces, 20)
+    assert [next(words), next(words)] == ["Near", " the"] and next(pieces) == "lit"
+    assert list(plots.wrapped("")) == list(plots.wrapped([])) == []

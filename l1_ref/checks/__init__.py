@@ -43,6 +43,7 @@ _MODULES = (start_here, tokens, embeddings, attention, blocks, model, training, 
 EXERCISES: dict[str, Exercise] = {each.name: each for module in _MODULES for each in module.EXERCISES}
 _hints_taken: Counter[str] = Counter()
 _asked_to_show: set[str] = set()
+messages.tell_blanks_briefly()
 
 
 def add(new: Exercise) -> Exercise:
@@ -110,7 +111,8 @@ def hint(name: str | Callable, n: int | None = None) -> None:
     fresh = n is None and _hints_taken[name] < len(hints)
     _hints_taken[name] += fresh
     n = n or _hints_taken[name]
-    print(textwrap.fill(f"hint {n} of {len(hints)} · {name}: {hints[n - 1]}", 88, subsequent_indent="  "))
+    text = f"hint {n} of {len(hints)} · {name}: {hints[n - 1]}"
+    print(textwrap.fill(text, 88, subsequent_indent="  ", break_on_hyphens=False))
     if n == len(hints):
         print(f'that is the last; checks.show("{name}") shows our version, checks.give("{name}") hands it over')
     marks.record(name, hints=int(fresh))

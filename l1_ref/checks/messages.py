@@ -154,7 +154,7 @@ def _is_of_a_blank(error: BaseException) -> bool:
 
 
 def tell_blanks_briefly() -> None:
-    """Have IPython show a cell that uses a blank as two lines, where a traceback would bury them."""
+    """Have IPython show two lines for a cell that uses a blank, which a traceback would bury."""
     try:
         from IPython import get_ipython
     except ImportError:
@@ -164,12 +164,10 @@ def tell_blanks_briefly() -> None:
 
 
 def _show_error(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None) -> None:
-    if _is_of_a_blank(error):
-        name = error.__traceback__
-        while name.tb_next is not None:
-            name = name.tb_next
-        used = f"  used in {line}" if (line := readers_line(error, -2)) else ""
-        error._render_traceback_ = lambda: [f"· {name.tb_frame.f_code.co_qualname} · {STUB_MESSAGE}", used]
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if _is_of_a_blank(error) and frame.f_code.co_name != "<module>":
+        lines = [f"· {frame.f_code.co_qualname} · {STUB_MESSAGE}", f"  needed in {readers_line(error, 0)}"]
+        error._render_traceback_ = lambda: lines
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
@@ -274,18 +272,19 @@ def _exception(story: Story, index: int, name: str, error: Exception) -> list[st
     ]
 
 
-def readers_line(error: BaseException) -> str | None:
-    """Return the line of the reader's own code that an exception came from, with its number.
+def readers_line(error: BaseException, which: int = -1) -> str | None:
+    """Return a line of the reader's own code that an exception came through, with its number.
 
     Args:
         error: The exception, with its traceback.
+        which: -1 for the last of these lines, where it was raised; 0 for the first.
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if is_the_readers(frame.filename)]
     if not own:
         return None
-    text = own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
-    return f"line {own[-1].lineno}: {text}"
+    text = own[which].line or linecache.getline(own[which].filename, own[which].lineno or 0).strip()
+    return f"line {own[which].lineno}: {text}"
 
 
 def is_the_readers(filename: str) -> bool:

@@ -234,6 +234,24 @@ def test_ipython_shows_the_message_and_no_traceback():
     assert error._render_traceback_() == ["not passed yet: see above"]
 
 
+def test_a_cell_that_uses_a_blank_is_told_in_two_lines(monkeypatch, capsys):
+    shell = InteractiveShell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    messages.tell_blanks_briefly()
+    shell.run_cell(
+        f"class Block:\n    def forward(self):\n        raise NotImplementedError('{messages.STUB_MESSAGE}')"
+    )
+    assert capsys.readouterr().out == ""
+    done = shell.run_cell("b = Block()\ny = 1 + b.forward()")
+    assert isinstance(done.error_in_exec, NotImplementedError)
+    told = capsys.readouterr().out
+    assert told == "· Block.forward · not written yet\n  needed in line 2: y = 1 + b.forward()\n"
+    # Whatever else raises it has its traceback: torch, or a reader's own line in the cell itself.
+    for code in ("import torch\ntorch.ones(3).to('meta').tolist()", "raise NotImplementedError('not written yet')"):
+        shell.run_cell(code)
+        assert "Traceback (most recent call last)" in capsys.readouterr().out
+
+
 def test_html_is_shown_in_a_notebook_and_escapes_what_it_shows(monkeypatch):
     shown = []
     monkeypatch.setattr(messages, "_in_notebook", lambda: True)
@@ -266,7 +284,8 @@ def test_hints_come_one_by_one(workspace, capsys):
     checks.hint("softmax", n=1)
     lines = capsys.readouterr().out.splitlines()
     last = 'that is the last; checks.show("softmax") shows our version, checks.give("softmax") hands it over'
-    assert [line if line == last else line[:11] for line in lines] == [
+    assert all(len(line) <= 88 for line in lines if line != last)
+    assert [line if line == last else line[:11] for line in lines if not line.startswith("  ")] == [
         "hint 1 of 3", "hint 2 of 3", "hint 3 of 3", last, "hint 3 of 3", last, "hint 1 of 3",
     ]  # fmt: skip
     assert checks.progress_table()[0].hints == 3
