@@ -84,6 +84,34 @@ def _may_be_written(folder: Path, pid: int) -> bool:
     return True
 
 
+@contextmanager
+def alone(path: PathLike) -> Iterator[None]:
+    """Keep every other process out of a block that names the same file; the file stays, and holds nothing.
+
+    A process that is killed lets the others in again. Where the file system knows no locks, nobody is kept out.
+
+    Args:
+        path: the file; missing parent folders are made.
+
+    Raises:
+        OSError: another process is inside, or the file cannot be made.
+    """
+    from filelock import FileLock, Timeout  # not before a lock is needed
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"another process holds {path}; wait until it has ended") from None
+    except NotImplementedError:
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_atomic(path: PathLike, data: bytes | str) -> None:
     """Write a whole file, or leave what was there.
 

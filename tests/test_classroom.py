@@ -1,5 +1,6 @@
 """The teacher's journey: a classroom for nbgrader, graded in parallel, inside limits, each mistake by its name."""
 
+import ast
 import csv
 import html
 import json
@@ -14,11 +15,12 @@ import nbformat
 import pytest
 from nbgrader.api import Gradebook
 
-from l1_ref.checks import EXERCISES
+from l1_ref.checks import EXERCISES, CheckFailed
 from l1_ref.course import classroom, execution, grading, kernels, limits, sources
 from l1_ref.course.blank import load_blank
 from l1_ref.course.limits import Limits
 from l1_ref.course.sources import tags
+from l1_ref.files import alone
 
 ROOT = Path(__file__).parents[1]
 NAMES = sources.names()
@@ -151,6 +153,44 @@ def test_every_notebook_is_released_graded_and_explained(tmp_path, monkeypatch):
         assert (told["state"], told["mistakes"]) == ("wrong", [mistake])
 
 
+@pytest.mark.skipif(os.name == "nt", reason="grading needs Linux or macOS")
+def test_nbgraders_own_commands_do_the_same(tmp_path, monkeypatch):
+    name = "03_attention"
+    monkeypatch.chdir(tmp_path)
+    classroom.make(tmp_path, [name])
+    if limits.missing():
+        with open(classroom.CONFIG, "a", encoding="utf-8") as file:
+            file.write("c.RunApart.with_limits = False\n")
+    nbgrader("generate_assignment", name, folder=tmp_path)
+    notebook, earned = answers(name, "half")
+    hand_in("ada", name, notebook)
+    for words in (("autograde", name), ("generate_feedback", name), ("export",)):
+        nbgrader(*words, folder=tmp_path)
+    command("report", ".", folder=tmp_path, module="l1_ref.cli")
+    with open("grades.csv", encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["score"]) == earned < float(row["max_score"])
+    mistake = MISTAKES[name][-1]
+    assert f"looks like: {mistake}" in as_text(Path("feedback", "ada", name, f"{name}.html"))
+    assert mistake in Path("reports", f"{name}-mistakes.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_one_exercise_earns_depends_on_no_other(name):
+    """So a mistake costs its own points: every mistake of the catalogue is "wrong" (tests/checks), and that raises."""
+    cells = sources.load(name).cells
+    exercises = {cell.metadata.name: cell.source for cell in cells if "exercise" in tags(cell)}
+    graded = {cell.metadata.name: cell for cell in cells if "check" in tags(cell)}
+    assert set(graded) == {f"{exercise}-check" for exercise in exercises}
+    for exercise, source in exercises.items():
+        check = graded[f"{exercise}-check"]
+        assert check.source == f"checks.{exercise}({exercise})" and check.metadata.points >= 1
+        used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        assert not used & (exercises.keys() - {exercise}), f"{exercise} needs another answer of the student's"
+        with pytest.raises(CheckFailed):
+            EXERCISES[exercise](EXERCISES[exercise].mistakes[0].wrong)
+
+
 # Strangers' code: each cell of these costs its own exercise, and the next one earns its point.
 
 HOSTILE = {
@@ -269,6 +309,18 @@ def test_links_and_what_is_no_notebook_earn_nothing_and_stop_nobody(hostile_clas
     assert "empty, hostile: 0 points, it holds no hostile.ipynb" in err
 
 
+def test_an_earlier_verdict_goes_with_its_submission(hostile_class, l1):
+    Path("submitted/empty/hostile").mkdir(parents=True)
+    told = Path("verdicts", "hostile", "empty.jsonl")
+    told.parent.mkdir(parents=True)
+    told.write_text('{"exercise": "softmax", "state": "wrong", "mistakes": ["of last week"]}\n', encoding="utf-8")
+    extra = [] if not limits.missing() else ["--without-limits"]
+    with alone(hostile_class / grading.LOCK):
+        assert "another process holds" in l1("grade", hostile_class, *extra)[2] and told.exists()
+    assert l1("grade", hostile_class, *extra)[0] == 0
+    assert not told.exists()
+
+
 def test_cells_that_a_student_deleted_or_relabelled_come_back(hostile_class):
     notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
     known = [cell.metadata.nbgrader.grade_id for cell in notebook.cells if "nbgrader" in cell.metadata]
@@ -356,7 +408,7 @@ def test_grading_says_what_is_missing(tmp_path, l1, monkeypatch):
     )
     assert "nothing is submitted by 'bob'; there are: ada" in l1("grade", tmp_path, "--student", "bob")[2]
     assert "--timeout must be seconds above 0" in l1("grade", tmp_path, "--timeout", 0)[2]
-    assert "--memory must be at least 1024 MiB, which torch needs, got 100" in l1("grade", tmp_path, "--memory", 100)[2]
+    assert "--memory must be at least 1024 MiB, which the notebooks need" in l1("grade", tmp_path, "--memory", 100)[2]
     (tmp_path / classroom.CONFIG).write_text("c = 1 / 0\n", encoding="utf-8")
     assert "cannot be read: ZeroDivisionError: division by zero" in l1("grade", tmp_path)[2]
 

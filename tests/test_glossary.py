@@ -243,3 +243,11 @@ def test_a_workspace_from_before_there_was_one_gets_it(workspace):
     page.write_text("my own glossary", encoding="utf-8")
     report = update(workspace)
     assert read(page) == "first edition\n" and read(report.backup / "glossary.md") == "my own glossary"
+
+
+def test_a_folder_of_that_name_is_the_readers_and_stops_no_update(workspace):
+    page = workspace / "glossary.md"
+    page.unlink()
+    page.mkdir()
+    assert not pages.hand_out(workspace)
+    assert update(workspace).backup is None and page.is_dir()

@@ -25,6 +25,7 @@ from l1_ref.course.merging import plain
 from l1_ref.course.signatures import clashes
 from l1_ref.course.update import update
 from l1_ref.course.workspace import WorkspaceError, learn
+from l1_ref.files import alone
 from tests.forked import drop_capabilities
 
 # A small course. A notebook is a tuple of cells: (kind, name or text, arguments, docstring).
@@ -119,7 +120,8 @@ def course(tmp_path):
             return report
 
         def files(self):
-            return {p.relative_to(self.folder): p.read_bytes() for p in self.folder.rglob("*") if p.is_file()}
+            paths = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
+            return {path: (self.folder / path).read_bytes() for path in paths if path != editions.LOCK}
 
     with installed(COURSE):
         learn(Course.folder)
@@ -565,6 +567,19 @@ def test_a_read_only_folder_is_told(course):
     message = os.read(read, 10_000).decode()
     assert re.search(r"the workspace .* cannot be updated \(Permission denied.*\); .* l1 update .* goes on", message)
     assert course.files() == before
+
+
+def test_two_updates_at_once_are_not_made(course):
+    course.write("f", F)
+    before = course.files()
+    with (
+        alone(course.folder / editions.LOCK),
+        course.install(**{"00_one": NEW_PROSE}),
+        pytest.raises(WorkspaceError, match=r"another process holds .*lock; wait until it has ended"),
+    ):
+        update(course.folder)
+    assert course.files() == before
+    assert course.update(**{"00_one": NEW_PROSE}).changed.keys() == {"00_one"}
 
 
 # The command line.

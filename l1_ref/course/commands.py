@@ -212,7 +212,7 @@ def grade(
     timeout: Annotated[
         float, typer.Option(help="Seconds that a cell may take; a notebook may take 15 times that, or 300 s.")
     ] = 60,
-    memory: Annotated[int, typer.Option(help="MiB of address space that a process may take.")] = 4096,
+    memory: Annotated[int, typer.Option(help="MiB of address space for a process, beside torch's own.")] = 4096,
     without_limits: Annotated[
         bool, typer.Option("--without-limits", help="Only in a container: no limit but the time holds.")
     ] = False,

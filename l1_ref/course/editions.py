@@ -18,6 +18,7 @@ from l1_ref.files import read_bytes, read_json, write_atomic, write_json
 
 EDITION = Path(".l1") / "edition"
 BACKUPS = "backups"
+LOCK = Path(".l1") / "lock"  # held by whoever changes the workspace
 _PENDING = Path(".l1") / "pending"
 _PLAN = "plan.json"
 

@@ -192,6 +192,17 @@ def settle(notebook: NotebookNode) -> None:
                 output.pop("execution_count", None)
 
 
+def verdicts_of(course: Path, student: str, assignment: str) -> Path:
+    """Return the file for what the checks of a submission told.
+
+    Args:
+        course: The classroom's folder.
+        student: The student's id.
+        assignment: Its name.
+    """
+    return course / VERDICTS_FOLDER / assignment / f"{student}.jsonl"
+
+
 async def run_submission(
     notebook: NotebookNode, launcher: Launcher, course: Path, student: str, assignment: str
 ) -> None:
@@ -214,8 +225,7 @@ async def run_submission(
         await run_apart(notebook, launcher, folder)
         told = folder / "verdicts.jsonl"
         whole = told.is_file() and not told.is_symlink() and told.stat().st_size <= 2**24
-        kept = course / VERDICTS_FOLDER / assignment / f"{student}.jsonl"
-        write_atomic(kept, told.read_bytes() if whole else b"")
+        write_atomic(verdicts_of(course, student, assignment), told.read_bytes() if whole else b"")
     settle(notebook)
 
 
@@ -223,7 +233,7 @@ class RunApart(NbGraderPreprocessor):
     """In nbgrader's autograde: runs a submission inside the limits, or takes what `l1 grade` has just run."""
 
     cell_s = Float(60.0, help="Longest time of one cell, in seconds").tag(config=True)
-    memory_mb = Integer(4096, help="Largest address space of a process, in MiB").tag(config=True)
+    memory_mb = Integer(4096, help="MiB of address space for a process, beside torch's own").tag(config=True)
     with_limits = Bool(True, help="Whether the limits are applied").tag(config=True)
 
     def preprocess(self, nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:

@@ -24,10 +24,12 @@ from traitlets.utils.importstring import import_item
 
 from l1_ref.course import execution, limits
 from l1_ref.course.classroom import CONFIG
-from l1_ref.course.execution import ALREADY_RUN, RunApart, run_submission
+from l1_ref.course.execution import ALREADY_RUN, RunApart, run_submission, verdicts_of
 from l1_ref.course.kernels import KernelError, Launcher
 from l1_ref.course.limits import Limits
+from l1_ref.files import alone
 
+LOCK = ".grading.lock"
 _NOT_RUN = "it was not run, grade it again: "
 Say = Callable[[str, int], None]  # what was done ("run" or "scored"), and how many there are to do
 
@@ -144,6 +146,7 @@ def grade(
     Raises:
         ValueError: This system does not hold the limits, and they were not waived; or jobs is below 1.
         KernelError: No kernel starts.
+        OSError: Another process grades this classroom, or something cannot be written.
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
@@ -154,16 +157,17 @@ def grade(
             f"this system does not hold the limits that strangers' code needs ({'; '.join(limits.missing())}): grade "
             "on Linux, or in a container with nothing else in it and --without-limits"
         )
-    try:
-        with Launcher(amount, with_limits) as launcher:
-            asyncio.run(_run_all(course, submissions, launcher, jobs, say))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the database's layer, about nbgrader's own code
-            for submission in submissions:
-                _score(course, submission)
-                say("scored", len(submissions))
-    finally:
-        ALREADY_RUN.clear()
+    with alone(course.folder / LOCK):
+        try:
+            with Launcher(amount, with_limits) as launcher:
+                asyncio.run(_run_all(course, submissions, launcher, jobs, say))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the database's layer, about nbgrader's own code
+                for submission in submissions:
+                    _score(course, submission)
+                    say("scored", len(submissions))
+        finally:
+            ALREADY_RUN.clear()
 
 
 async def _run_all(course: Course, submissions: list[Submission], launcher: Launcher, jobs: int, say: Say) -> None:
@@ -190,6 +194,8 @@ async def _run_all(course: Course, submissions: list[Submission], launcher: Laun
 
 
 async def _run(course: Course, submission: Submission, launcher: Launcher) -> None:
+    # What an earlier submission told is not said of this one, even where this one cannot be run.
+    verdicts_of(course.folder, submission.student, submission.assignment).unlink(missing_ok=True)
     submission.problem = _refusal(submission)
     if submission.problem:
         return

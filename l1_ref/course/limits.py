@@ -37,7 +37,8 @@ class Limits:
 
     Args:
         cell_s: Longest time of one cell, in seconds.
-        memory_mb: Largest address space of a process, in MiB; torch and the course's packages alone need about 700.
+        memory_mb: Largest address space of a process, in MiB, beside what torch and the course's packages take: some
+            600 where torch is built for CPUs alone, 3,000 where it is built for CUDA too.
         file_mb: Largest file, in MiB.
         processes: Most processes and threads at a time.
         output_mb: Most output of one cell, in MiB.
@@ -56,7 +57,7 @@ class Limits:
         if not 0 < self.cell_s <= 86_400:
             raise ValueError(f"--timeout must be seconds above 0, at most a day (86,400), got {self.cell_s:g}")
         if self.memory_mb < 1024:
-            raise ValueError(f"--memory must be at least 1024 MiB, which torch needs, got {self.memory_mb}")
+            raise ValueError(f"--memory must be at least 1024 MiB, which the notebooks need, got {self.memory_mb}")
 
     @property
     def notebook_s(self) -> float:
@@ -160,7 +161,7 @@ def restrict(limits: Limits, own: Path, readable: Iterable[Path | str], separate
     if not separated:
         del amounts["NPROC"]  # it would count all processes of the teacher too
     if sys.platform.startswith("linux"):
-        amounts["AS"] = limits.memory_mb * mebibyte
+        amounts["AS"] = _address_space() + limits.memory_mb * mebibyte
     for name, amount in amounts.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         most = resource.getrlimit(kind)[1]
@@ -168,6 +169,12 @@ def restrict(limits: Limits, own: Path, readable: Iterable[Path | str], separate
         resource.setrlimit(kind, (amount, amount))
     if landlock_version() >= 3:
         _keep_to(own, [*_SYSTEM, *readable])
+
+
+def _address_space() -> int:
+    """Return the bytes of address space that this process has now."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _keep_to(own: Path, readable: Iterable[Path | str]) -> None:

@@ -42,6 +42,8 @@ def changes(folder: Path) -> list[Change]:
     """
     found = []
     for name, text in texts().items():
+        if (folder / name).is_dir():
+            continue  # it is the reader's own, and stays
         mine, given, new = _bytes(folder / name), _bytes(folder / EDITION / name), text.encode()
         if mine is None or (mine != new and given != new):
             found.append(Change(Path(name), mine, new))

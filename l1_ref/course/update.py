@@ -12,7 +12,7 @@ from l1_ref.course.build import as_text
 from l1_ref.course.editions import Change
 from l1_ref.course.merging import Merged, is_intact, is_of_edition, merge
 from l1_ref.course.workspace import WorkspaceError
-from l1_ref.files import read_bytes
+from l1_ref.files import alone, read_bytes
 
 
 @dataclass
@@ -87,22 +87,27 @@ def update(folder: Path | str = "workspace") -> Report:
     folder = Path(folder).expanduser()
     if not (folder / marks.MARKER).is_file():
         raise WorkspaceError(f"{folder} is no workspace; l1 learn {folder} makes one")
-    report = Report()
     try:
-        if editions.has_unfinished_changes(folder):
-            report.notes = ["an update that was interrupted is now complete", *editions.finish_changes(folder)]
-        of_pages = pages.changes(folder)
-        changes = _plan(_read(folder), folder, report) + of_pages
-        report.notes += [f"{each.path}: the new edition" for each in of_pages if each.path.parent == Path()]
-        if any(editions.EDITION not in change.path.parents for change in changes):
-            report.backup = editions.make_backup(folder)
-        if changes:
-            report.notes += editions.make_changes(folder, changes)
+        with alone(folder / editions.LOCK):
+            return _update(folder)
     except OSError as error:
         raise WorkspaceError(
             f"the workspace {folder} cannot be updated ({error.strerror or error}); what was not reached is as it was, "
             f"and l1 update {folder} goes on"
         ) from None
+
+
+def _update(folder: Path) -> Report:
+    report = Report()
+    if editions.has_unfinished_changes(folder):
+        report.notes = ["an update that was interrupted is now complete", *editions.finish_changes(folder)]
+    of_pages = pages.changes(folder)
+    changes = _plan(_read(folder), folder, report) + of_pages
+    report.notes += [f"{each.path}: the new edition" for each in of_pages if each.path.parent == Path()]
+    if any(editions.EDITION not in change.path.parents for change in changes):
+        report.backup = editions.make_backup(folder)
+    if changes:
+        report.notes += editions.make_changes(folder, changes)
     return report
 
 

@@ -15,7 +15,7 @@ from l1_ref.course.blank import load_blank
 from l1_ref.course.build import as_text
 from l1_ref.course.doctor_probes import has_browser
 from l1_ref.course.merging import is_of_edition
-from l1_ref.files import read_bytes, write_atomic
+from l1_ref.files import alone, read_bytes, write_atomic
 
 _NOTE = "This folder is a workspace of the L1 course: your notebooks, and progress.json. l1 learn goes on in it.\n"
 
@@ -44,8 +44,10 @@ def learn(folder: Path | str = "workspace", say: Callable[[str], object] = lambd
     try:
         if not (folder / marks.MARKER).exists():
             write_atomic(folder / marks.MARKER, _NOTE)
-        for line in editions.finish_changes(folder):
-            say(line)
+        if editions.has_unfinished_changes(folder):
+            with alone(folder / editions.LOCK):
+                for line in editions.finish_changes(folder):
+                    say(line)
         if _hand_out(folder):
             say(f"a newer edition is there: l1 update {shlex.quote(str(folder))}")
     except OSError as error:

@@ -214,7 +214,7 @@ def padded_sum(x, dim):
     return e / (e.sum(dim, keepdim=True) + 1e-3)
 
 
-WRONG = {
+SOFTMAX_WRONG = {
     no_maximum: "the largest score is not subtracted",
     maximum_of_everything: "of the whole tensor is subtracted",
     mean_subtracted: "another number than the largest",
@@ -260,16 +260,16 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("candidate", WRONG, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("candidate", SOFTMAX_WRONG, ids=lambda f: f.__name__)
 def test_a_mistake_is_rejected_and_named_first(candidate):
     for seed in SEEDS:
         verdict = SOFTMAX.diagnose(candidate, seed)
         assert verdict.state == "wrong"
-        assert verdict.mistakes and WRONG[candidate] in verdict.mistakes[0], f"seed {seed}: {verdict.text}"
+        assert verdict.mistakes and SOFTMAX_WRONG[candidate] in verdict.mistakes[0], f"seed {seed}: {verdict.text}"
 
 
 def test_every_mistake_of_the_catalogue_has_a_wrong_answer_here():
-    told = [m.name for m in SOFTMAX.mistakes if any(words in m.name for words in WRONG.values())]
+    told = [m.name for m in SOFTMAX.mistakes if any(words in m.name for words in SOFTMAX_WRONG.values())]
     assert len(SOFTMAX.mistakes) >= 20
     assert [m.name for m in SOFTMAX.mistakes] == told
 
@@ -410,7 +410,7 @@ def test_the_number_of_threads_changes_nothing(n_threads):
     torch.set_num_threads(n_threads)
     try:
         assert all(SOFTMAX.diagnose(candidate).passed for candidate in RIGHT)
-        assert all(words in SOFTMAX.diagnose(candidate).mistakes[0] for candidate, words in WRONG.items())
+        assert all(words in SOFTMAX.diagnose(candidate).mistakes[0] for candidate, words in SOFTMAX_WRONG.items())
     finally:
         torch.set_num_threads(before)
 
@@ -433,6 +433,7 @@ HUNT_WRONG = {
     "exp overflows": lambda logits, temperature: only_quotient((logits / temperature).exp()),
     "as an exponent": lambda logits, temperature: torch.pow(logits, temperature).softmax(-1),
 }
+WRONG = {"softmax": SOFTMAX_WRONG, "tempered_softmax": {answer: words for words, answer in HUNT_WRONG.items()}}
 
 
 @pytest.mark.parametrize("words", HUNT_WRONG)
