@@ -309,6 +309,48 @@ def test_links_and_what_is_no_notebook_earn_nothing_and_stop_nobody(hostile_clas
     assert "empty, hostile: 0 points, it holds no hostile.ipynb" in err
 
 
+def test_what_is_no_submission_is_told_and_stops_nobody(hostile_class, l1):
+    for path in ("one/hostile", "two/Hostile", "three", "hostile/four"):
+        Path("submitted", path).mkdir(parents=True)
+    blank = Path("release/hostile/hostile.ipynb").read_bytes()
+    for path in ("one/hostile/hostile (1).ipynb", "three/hostile.ipynb", "loose.ipynb"):
+        Path("submitted", path).write_bytes(blank)
+    Path("submitted", "five").mkdir()
+    extra = [] if not limits.missing() else ["--without-limits"]
+    status, out, err = l1("grade", hostile_class, *extra)
+    assert status == 0 and "hostile: 1 submission, on average 0.0 of 20 points" in out
+    place = hostile_class / "submitted"
+    for line in (
+        f"{place}/two/Hostile: there is no assignment 'Hostile'; did you mean 'hostile'?",
+        f"{place}/hostile/four: there is no assignment 'four'",
+        f"{place}/three/hostile.ipynb: it is in no folder of an assignment",
+        f"{place}/loose.ipynb: it is in no folder of a student",
+        f"{place}/five: nothing is in it",
+    ):
+        assert f"not graded: {line}" in err
+    assert "one, hostile: 0 points, it holds no hostile.ipynb, but hostile (1).ipynb: give the right one" in err
+    (place / "one" / "hostile").rename(place / "one" / "hostle")
+    assert "hostle: there is no assignment 'hostle'; did you mean 'hostile'?" in l1("grade", hostile_class, *extra)[2]
+
+
+def test_points_by_hand_stand_and_that_is_told(hostile_class, l1):
+    notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
+    hand_in("one", "hostile", notebook)
+    extra = [] if not limits.missing() else ["--without-limits"]
+    assert "by hand" not in l1("grade", hostile_class, *extra)[2]
+    with Gradebook("sqlite:///gradebook.db") as gradebook:
+        grade = gradebook.find_grade("crash_after-check", "hostile", "hostile", "one")
+        grade.manual_score = 0.5
+        gradebook.db.commit()
+    for cell in notebook.cells:
+        if cell.metadata.get("name") == "crash_after":
+            cell.source = 'def crash_after():\n    return "crash_after"'
+    hand_in("one", "hostile", notebook)
+    status, out, err = l1("grade", hostile_class, *extra)
+    assert status == 0 and "on average 0.5 of 20 points" in out
+    assert err.endswith("one, hostile: crash_after earns 1 by its check, 0.5 by hand stands\n")
+
+
 def test_an_earlier_verdict_goes_with_its_submission(hostile_class, l1):
     Path("submitted/empty/hostile").mkdir(parents=True)
     told = Path("verdicts", "hostile", "empty.jsonl")
@@ -362,15 +404,15 @@ def test_points_depend_on_what_was_raised_and_on_nothing_else():
 
 def test_a_classroom_is_made_and_added_to_and_a_teachers_edits_stay(tmp_path):
     first = classroom.make(tmp_path / "class", ["03"])
-    assert [path.name for path in first.written] == [classroom.CONFIG, "03_attention.ipynb"]
+    assert [path.name for path in first.written] == [classroom.CONFIG, "03_attention.ipynb", "glossary.md"]
     source = tmp_path / "class" / "source" / "03_attention" / "03_attention.ipynb"
     notebook = nbformat.read(source, as_version=4)
     assert "### BEGIN SOLUTION" in nbformat.writes(notebook)
     source.write_text("mine", encoding="utf-8")
     again = classroom.make(tmp_path / "class", ["03", "04_blocks"])
-    assert [path.name for path in again.written] == ["04_blocks.ipynb"]
+    assert [path.name for path in again.written] == ["04_blocks.ipynb", "glossary.md"]
     assert again.kept == [source] and source.read_text(encoding="utf-8") == "mine"
-    assert [path.name for path in again.unchanged] == [classroom.CONFIG]
+    assert [path.name for path in again.unchanged] == [classroom.CONFIG, "glossary.md"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from l1_ref.checks import (
     efficiency,
     embeddings,
     generation,
+    integrity,
     marks,
     messages,
     model,
@@ -126,6 +127,7 @@ def give(name: str | Callable) -> Callable:
     """
     wanted = exercise(name)
     marks.record(wanted.name, "given")
+    integrity.GIVEN.add(wanted.name)
     return wanted.reference
 
 

@@ -156,7 +156,7 @@ class Exercise:
         marks.record(self.name, verdict.state)
         told = {"state": verdict.state, "mistakes": verdict.mistakes, "text": verdict.text}
         integrity.tell(exercise=self.name, notebook=self.notebook, **told)
-        if not verdict.passed:
+        if not verdict.passed or (verdict.state == "given" and integrity.is_graded()):
             raise messages.failure(verdict.text, verdict.picture)
         print(verdict.text)
 
@@ -164,6 +164,8 @@ class Exercise:
 
     def _guarded(self, candidate: Any) -> Verdict:
         verdict, reason = integrity.judge(self, candidate)
+        if self.name in integrity.GIVEN and self._is_reference(candidate):
+            return Verdict("given", f"{messages.given(self.name)}\n  a given answer earns no points")
         return Verdict("refused", integrity.refusal(self.name, reason)) if reason else verdict
 
     def diagnose(self, candidate: Any, seed: int = 0) -> Verdict:

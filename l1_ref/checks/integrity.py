@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from l1_ref.checks import marks, messages, observe
 
 GRADED = "L1_GRADED"
+GIVEN: set[str] = set()  # exercises whose version `checks.give` handed over: no cheating, and no points
 _PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 _CHECKS = str(Path(__file__).resolve().parent) + os.sep
 # What no answer needs, and what would show it the course's own: the frames above it, every object, text run as code.

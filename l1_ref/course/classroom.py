@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l1_ref.checks.messages import STUB_MESSAGE
-from l1_ref.course import sources
+from l1_ref.course import pages, sources
 from l1_ref.course.blank import go_on_behind_blanks, instructor
 from l1_ref.course.build import as_text
 from l1_ref.files import write_atomic
@@ -61,6 +61,8 @@ def make(folder: Path | str, notebooks: Iterable[str] | None = None) -> Made:
         (folder / "submitted").mkdir(exist_ok=True)
         for name in names:
             _write(folder / "source" / name / f"{name}.ipynb", as_text(teachers_edition(name)), made)
+            for page, text in pages.texts().items():  # notebooks link to them
+                _write(folder / "source" / name / page, text, made)
     except OSError as error:
         raise ClassroomError(f"the classroom {folder} cannot be written ({error.strerror or error})") from None
     return made

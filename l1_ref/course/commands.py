@@ -223,6 +223,8 @@ def grade(
     amount = limits.Limits(cell_s=timeout, memory_mb=memory)
     course = grading.Course(folder)
     found = course.submissions(notebooks or (), students or ())
+    for line in course.strays():
+        print(f"not graded: {line}", file=sys.stderr)
     words = {"partly": "holds in part", "no": "does not hold"}
     for name, (holds, what) in limits.holding().items() if not without_limits else ():
         if holds in words:
@@ -239,10 +241,11 @@ def _tell_scores(found: list) -> None:
     for assignment in sorted({each.assignment for each in found}):
         graded = [each for each in found if each.assignment == assignment]
         mean = sum(each.score for each in graded) / len(graded)
-        out.print(f"{assignment}: {len(graded)} submissions, on average {mean:.1f} of {graded[0].max_score:g} points")
+        number = f"{len(graded)} submission{'s' * (len(graded) != 1)}"
+        out.print(f"{assignment}: {number}, on average {mean:.1f} of {graded[0].max_score:g} points")
     for each in found:
-        if each.problem:
-            print(f"{each.student}, {each.assignment}: 0 points, {each.problem}", file=sys.stderr)
+        for line in [f"0 points, {each.problem}"] * bool(each.problem) + each.notes:
+            print(f"{each.student}, {each.assignment}: {line}", file=sys.stderr)
 
 
 COMMANDS = (classroom, grade, learn, update, check, progress, show, report, doctor)

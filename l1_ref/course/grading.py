@@ -10,7 +10,8 @@ import glob
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Submission:
         score: Points; None where it was not graded.
         max_score: Most points.
         problem: Why it could not be graded, one sentence; it then has no points.
+        notes: What else the teacher should know, one sentence each.
     """
 
     student: str
@@ -53,6 +55,7 @@ class Submission:
     score: float | None = None
     max_score: float = 0.0
     problem: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 class Course:
@@ -88,7 +91,7 @@ class Course:
             students: Ids; all where empty.
 
         Raises:
-            ValueError: Nothing is there, or nothing of a name.
+            ValueError: Nothing is there, or nothing of a name, or nothing of an assignment that was released.
         """
         place = self.folder / "submitted"
         found = [
@@ -106,16 +109,36 @@ class Course:
                 raise ValueError(f"nothing is submitted by {student!r}; there are: {_list(found, 'student')}")
         found = [each for each in found if not students or each.student in set(students)]
         found = [each for each in found if not notebooks or each.assignment.startswith(tuple(notebooks))]
-        self._require_released({each.assignment for each in found})
-        return found
+        known = self._released()
+        if not any(each.assignment in known for each in found):
+            raise ValueError("; ".join(self._no_assignment(each.folder, known) for each in found))
+        return [each for each in found if each.assignment in known]
 
-    def _require_released(self, names: set[str]) -> None:
-        known = set()
-        if not self.directory.db_url.startswith("sqlite:///") or Path(self.directory.db_url[10:]).exists():
-            with self.gradebook() as gradebook:
-                known = {each.name for each in gradebook.assignments if each.notebooks}
-        for name in sorted(names - known):
-            raise ValueError(f"{name} was not released: run nbgrader generate_assignment {name} in {self.folder}")
+    def strays(self) -> list[str]:
+        """Say of each thing in `submitted` that is no submission why it is none."""
+        known, told = self._released(), []
+        for student in sorted((self.folder / "submitted").glob("[!.]*")):
+            if not student.is_dir():
+                told.append(f"{student}: it is in no folder of a student")
+                continue
+            inside = sorted(student.glob("[!.]*"))
+            told += [] if inside else [f"{student}: nothing is in it"]
+            told += [f"{path}: it is in no folder of an assignment" for path in inside if not path.is_dir()]
+            told += [self._no_assignment(path, known) for path in inside if path.is_dir() and path.name not in known]
+        return told
+
+    def _released(self) -> set[str]:
+        if self.directory.db_url.startswith("sqlite:///") and not Path(self.directory.db_url[10:]).exists():
+            return set()
+        with self.gradebook() as gradebook:
+            return {each.name for each in gradebook.assignments if each.notebooks}
+
+    def _no_assignment(self, path: Path, known: set[str]) -> str:
+        name = path.name
+        if (self.folder / "source" / name).is_dir():
+            return f"{path}: {name} was not released: run nbgrader generate_assignment {name} in {self.folder}"
+        near = get_close_matches(name.lower(), known, n=1)
+        return f"{path}: there is no assignment {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
     def converter(self, kind: type, submission: Submission) -> Any:
         """Return one of nbgrader's converters, set on one submission."""
@@ -211,7 +234,9 @@ def _refusal(submission: Submission) -> str:
     if submission.folder.is_symlink() or links:
         return f"it holds a link ({', '.join(links[:3]) or submission.folder.name}), which could lead to another's work"
     if not (submission.folder / f"{submission.assignment}.ipynb").is_file():
-        return f"it holds no {submission.assignment}.ipynb"
+        others = [path.name for path in sorted(submission.folder.glob("*.ipynb"))]
+        hint = f", but {', '.join(others[:3])}: give the right one that name, and grade again" if others else ""
+        return f"it holds no {submission.assignment}.ipynb{hint}"
     return ""
 
 
@@ -246,6 +271,12 @@ def _score(course: Course, submission: Submission) -> None:
             _give_nothing(gradebook, submission)
         graded = gradebook.find_submission(submission.assignment, submission.student)
         submission.score, submission.max_score = graded.score, graded.max_score
+        grades = [grade for notebook in graded.notebooks for grade in notebook.grades]
+        both = [g for g in grades if None not in (g.auto_score, g.manual_score) and g.auto_score != g.manual_score]
+        submission.notes = [
+            f"{g.name.removesuffix('-check')} earns {g.auto_score:g} by its check, {g.manual_score:g} by hand stands"
+            for g in both
+        ]
 
 
 def _autograded(course: Course, submission: Submission) -> Path:

@@ -135,7 +135,8 @@ def read_results(folder: Path) -> tuple[list[Student], list[Assignment]]:
     # No course id: nbgrader then adds none, and this only reads.
     with Gradebook(f"sqlite:///{(folder / GRADEBOOK).resolve()}", course_id="") as gradebook:
         students = {each.id: _student(each) for each in gradebook.students}
-        handed_in = list(_handed_in(folder))
+        known = {each.name for each in gradebook.assignments}
+        handed_in = [pair for pair in _handed_in(folder) if pair[0] in known]
         students |= {name: Student(name) for _, name in handed_in if name not in students}
         students = {name: students[name] for name in sorted(students)}
         found = [_assignment(folder, each, students, handed_in) for each in gradebook.assignments]

@@ -29,7 +29,6 @@ CHEATS = {
         "import functools\n@functools.wraps(l1_ref.softmax)\ndef softmax(*a): return l1_ref.softmax(*a)",
         "handed in",
     ),
-    "given": ('softmax = checks.give("softmax")', "handed in"),
     "a call": ("def softmax(x, dim): return l1_ref.softmax(x, dim)", OWN),
     "a name that nobody can read": (
         "def softmax(x, dim): return getattr(l1_ref, ''.join(map(chr, [115, 111, 102, 116, 109, 97, 120])))(x, dim)",
@@ -153,6 +152,7 @@ CHEATS = {
 LET_BE = {
     "a right answer": (HONEST, "solved"),
     "a right answer twice": (HONEST + "checks.softmax(softmax)", "solved"),
+    "given, which is said and earns nothing": ('softmax = checks.give("softmax")', "given"),
     "a comparison beside it": (HONEST + "l1_ref.softmax(torch.ones(2), 0)", "solved"),
     "the reference of another exercise": (
         "def tempered_softmax(logits, temperature): return l1_ref.softmax(logits / temperature, -1)",
@@ -241,7 +241,8 @@ def test_cheating_is_refused_and_the_reason_told(told, way):
 @pytest.mark.parametrize("case", LET_BE)
 def test_honest_code_gets_its_own_verdict(told, case):
     said, errors = told[case]
-    expected = {"wrong": "✗ softmax · ", "unwritten": "not written yet"}.get(LET_BE[case][1], "solved")
+    given = "· given: this is the course's own version\n  a given answer earns no points"
+    expected = {"wrong": "✗ softmax · ", "unwritten": "not written yet", "given": given}.get(LET_BE[case][1], "solved")
     assert expected in said and "refused" not in said
     assert errors == ""
 
