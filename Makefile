@@ -23,7 +23,7 @@ step = @echo "== $(1)"; start=$$(date +%s); $(2) && echo "   done in $$(( $$(dat
 .PHONY: help environment learn test lint pytest nbval notebooks check-notebooks data bench journey clean
 
 help:
-	@echo "make environment   only the environment, for teachers: README, Teach with it"
+	@echo "make environment  the environment alone, as teachers need it"
 	@echo "make learn      the environment (first time: minutes), your workspace, and JupyterLab on the first notebook"
 	@echo "make test       ruff, pytest, and every notebook run again and compared (a few minutes)"
 	@echo "make notebooks  build the notebooks from notebooks/src (about a minute)"
