@@ -47,6 +47,7 @@ $(READY): pyproject.toml
 	@rm -f $(VENV)/.ready-*
 	@# torch first and pinned: pyproject.toml allows a range, and pip left alone takes the newest, whatever its size.
 	@$(BIN)/python -m pip install --disable-pip-version-check torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@echo "   torch is there; now the course's packages (a minute or two, without a word)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 

@@ -27,6 +27,12 @@ def test_a_loss_curve_holds_both_losses_and_the_floor():
     assert lines["validation"].get_xdata().tolist() == [10, 30]
 
 
+def test_the_late_part_of_a_loss_curve_has_its_own_panel():
+    _, late = plots.loss_curve(CURVE, 1.2, "a run", late=20).axes
+    assert late.get_title(loc="left") == "the same from step 20 on" and late.get_ylim()[1] < 2.2
+    assert [line.get_xdata().tolist() for line in late.lines[:2]] == [[20, 30], [30]]
+
+
 def test_a_loss_curve_without_a_floor_or_without_training_loss():
     points = [{"step": p["step"], "validation_loss": p["validation_loss"]} for p in CURVE]
     assert list(lines_of(plots.loss_curve(points))) == ["validation"]

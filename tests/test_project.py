@@ -191,7 +191,7 @@ def test_makefile_help_and_readme_name_the_same_targets():
     phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     assert phony == set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     offered = set(re.findall(r'echo "make ([a-z-]+) ', makefile))
-    assert offered == {"learn", "test", "notebooks", "data", "bench", "journey", "clean"}
+    assert offered == {"environment", "learn", "test", "notebooks", "data", "bench", "journey", "clean"}
     assert offered <= set(re.findall(r"make ([a-z-]+)", readme)) <= phony
 
 

@@ -5,6 +5,7 @@ import linecache
 import math
 import os
 import sysconfig
+import textwrap
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,8 @@ def tell_blanks_briefly() -> None:
 def _show_error(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None) -> None:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if _is_of_a_blank(error) and frame.f_code.co_name != "<module>":
-        lines = [f"· {frame.f_code.co_qualname} · {STUB_MESSAGE}", f"  needed in {readers_line(error, 0)}"]
+        used = textwrap.shorten(f"  needed in {readers_line(error, 0)}", 72, placeholder=" …")
+        lines = [f"· {frame.f_code.co_qualname} · {STUB_MESSAGE}", f"  {used}"]
         error._render_traceback_ = lambda: lines
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 

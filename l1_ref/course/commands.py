@@ -35,14 +35,17 @@ def stop_once() -> Callable[..., None]:
 
 
 def learn(
-    folder: Annotated[Path, typer.Argument(help="Your workspace; made if it is not there.")] = Path("workspace"),
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Made if it is not there. Default: the workspace you are in, or else workspace."),
+    ] = None,
     lab: Annotated[bool, typer.Option("--lab/--no-lab", help="Open JupyterLab on the first notebook.")] = True,
 ) -> None:
     """Make your workspace, or go on in it, and open JupyterLab; what you wrote is never overwritten."""
     from l1_ref.course import workspace
 
-    notebook = workspace.learn(folder, say=out.print)
-    out.print(f"workspace: {folder}   next: {notebook.name}")
+    notebook = workspace.learn(folder or marks.find_workspace() or Path("workspace"), say=out.print)
+    out.print(f"workspace: {notebook.parent.absolute()}   next: {notebook.name}")
     if lab:
         sys.exit(workspace.open_lab(notebook))
 
@@ -108,12 +111,14 @@ def _workspace(folder: Path | None) -> Path:
 
 
 def update(
-    folder: Annotated[Path, typer.Argument(help="Your workspace.")] = Path("workspace"),
+    folder: Annotated[
+        Path | None, typer.Argument(help="Your workspace. Default: the one you are in, or else workspace.")
+    ] = None,
 ) -> None:
     """Bring the course's new edition into a workspace; what you wrote is carried over, after a backup."""
     from l1_ref.course import update as updates
 
-    for line in updates.update(folder).lines():
+    for line in updates.update(folder or marks.find_workspace() or Path("workspace")).lines():
         out.print(line)
 
 

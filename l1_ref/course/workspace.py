@@ -40,6 +40,9 @@ def learn(folder: Path | str = "workspace", say: Callable[[str], object] = lambd
         WorkspaceError: The folder is a file, cannot be written, or holds something else.
     """
     folder = Path(folder).expanduser()
+    around = marks.find_workspace(folder.absolute().parent)
+    if around is not None and not (folder / marks.MARKER).is_file():
+        raise WorkspaceError(f"{folder} lies inside the workspace {around}; go on in that one: l1 learn {around}")
     _require_usable(folder)
     try:
         if not (folder / marks.MARKER).exists():
@@ -124,7 +127,9 @@ def open_lab(notebook: Path) -> int:
         command.append("--allow-root")  # a container's only user, as a rule
     # So that the printed address, and `/`, lead to the notebook too.
     command += [f"--LabApp.default_url=/lab/tree/{notebook.name}", notebook.name]
-    environment = {**os.environ, "JUPYTER_CONFIG_PATH": settings}
+    # So that a terminal in JupyterLab knows `l1`, though the course's environment was not activated.
+    programs = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
+    environment = {**os.environ, "JUPYTER_CONFIG_PATH": settings, "PATH": programs}
     with subprocess.Popen(command, cwd=notebook.parent, env=environment) as lab:
         while True:
             try:

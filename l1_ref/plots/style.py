@@ -41,13 +41,16 @@ STYLE = {
 }
 
 
-def loss_curve(curve: Sequence[Mapping[str, Any]], floor: float | None = None, title: str = "") -> Figure:
+def loss_curve(
+    curve: Sequence[Mapping[str, Any]], floor: float | None = None, title: str = "", late: int | None = None
+) -> Figure:
     """Draw how the loss fell during training.
 
     Args:
         curve: Points of `metrics.json`: "step", and "training_loss" or "validation_loss" in nats per token, or both.
         floor: The entropy of the data in nats per token, where it is known: no model can get below it.
         title: Stands above the figure.
+        late: A second panel begins at this step, where the first would show no more than a flat line.
 
     Raises:
         ValueError: There is no point to draw.
@@ -56,16 +59,19 @@ def loss_curve(curve: Sequence[Mapping[str, Any]], floor: float | None = None, t
     points = {key: [(p["step"], p[key]) for p in curve if p.get(key) is not None] for key in series}
     if not any(points.values()):
         raise ValueError(f"curve must hold at least one training or validation loss, got {len(curve)} points")
+    titles = {0: title} if late is None else {0: title, late: f"the same from step {late:,} on"}
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        axes = figure.subplots()
-        for key, (label, colour, width) in series.items():
-            if points[key]:
-                axes.plot(*zip(*points[key], strict=True), color=colour, linewidth=width, label=label, marker=".")
-        if floor is not None:
-            axes.axhline(floor, color=VERMILION, linestyle="--", label=f"entropy floor {floor:.3f}")
-        axes.set(xlabel="optimiser steps", ylabel="loss (nats per token)", title=title)
-        axes.legend()
+        figure = Figure(figsize=(6.4 if late is None else 8.4, 3.4), layout="constrained")
+        row = figure.subplots(1, len(titles), squeeze=False)[0]
+        for axes, (begin, heading) in zip(row, titles.items(), strict=True):
+            for key, (label, colour, width) in series.items():
+                if shown := [point for point in points[key] if point[0] >= begin]:
+                    axes.plot(*zip(*shown, strict=True), color=colour, linewidth=width, label=label, marker=".")
+            if floor is not None:
+                axes.axhline(floor, color=VERMILION, linestyle="--", label=f"entropy floor {floor:.3f}")
+            axes.set(xlabel="optimiser steps", title=heading)
+        row[0].set_ylabel("loss (nats per token)")
+        row[0].legend()
     return figure
 
 
@@ -213,7 +219,7 @@ def show(figure: Figure, alt: str, slot: Slot | None = None) -> None:
         slot.handle.update(data, raw=True)
 
 
-def wrapped(pieces: Iterable[str], width: int = 88) -> Iterator[str]:
+def wrapped(pieces: Iterable[str], width: int = 72) -> Iterator[str]:
     """Yield a text word by word, in lines that fit: a notebook breaks a long line anywhere, within a word too.
 
     Args:

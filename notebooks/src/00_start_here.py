@@ -97,11 +97,13 @@ for _ in range(12):
     picture = plots.probabilities(tokens, chances, "… " + " ".join(text.split()[-6:]) + " …")
     alt = f"Bars: after '{text}', the likeliest next token is '{tokens[0]}' with probability {chances[0]:.2f}."
     plots.show(picture, alt=alt, slot=slot)
-    time.sleep(1)
+    time.sleep(0.6)
     text += tokens[0]
 print(text)
 
 # %% [markdown]
+# (Each `alt` says in words what a picture shows, for readers who cannot see it.)
+#
 # Here is a single place, right after the word "a". Which words could come next in a tale?
 
 # %% tags=["nbval-ignore-output"]
@@ -139,8 +141,11 @@ print(f"knowing nothing: {math.log(tokenizer.vocab_size):.2f} nats per token")
 
 # %% tags=["nbval-ignore-output"]
 floor, loss = run.metrics["floor"], run.metrics["validation_loss"]
-alt = f"Line chart: the validation loss falls to {loss:.2f} nats per token; the entropy floor lies at {floor:.2f}."
-plots.show(plots.loss_curve(run.metrics["curve"], floor, "tiny L1, trained on the tales"), alt=alt)
+alt = (
+    f"Line charts: the validation loss falls to {loss:.2f} nats per token, the entropy floor lies at {floor:.2f}. From "
+    "step 500 on both losses come down slowly towards the floor, the training loss a little above the other."
+)
+plots.show(plots.loss_curve(run.metrics["curve"], floor, "tiny L1, trained on the tales", late=500), alt=alt)
 print(f"validation loss {loss:.3f}, floor {floor:.3f}: {100 * (loss - floor) / floor:.1f} % above it")
 
 # %% [markdown]
@@ -158,8 +163,7 @@ print(f"validation loss {loss:.3f}, floor {floor:.3f}: {100 * (loss - floor) / f
 # | 07 efficiency | more batch, less memory, 16-bit numbers |
 # | 08 generation | temperature, top-k, top-p, and a cache that makes it fast |
 #
-# A notebook that is not in your workspace yet is still being written. `l1 learn` adds it when it is there, and never
-# touches the ones you have.
+# All of them are in your workspace. `l1 update` brings newer editions of the course, and what you wrote stays.
 #
 # One set of letters names all axes of all tensors:
 #
@@ -190,13 +194,13 @@ def guess(x, dim):
 print(checks.softmax.diagnose(guess).text)
 
 # %% [markdown]
-# Five lines that help:
+# Five lines that help. Write them into a cell of your own (the + above the notebook makes one):
 #
 # | line | what it does |
 # |---|---|
 # | `checks.softmax(softmax)` | checks your code |
 # | `checks.hint("softmax")` | gives the next hint; there are three, from a nudge to a plan |
-# | `checks.show("softmax")` | shows our version, with its source; it asks first, since that is the answer |
+# | `checks.show("softmax")` | shows our version, with its source; it is the answer, so call it twice |
 # | `softmax = checks.give("softmax")` | hands you our version, so that you can go on |
 # | `checks.progress()` | shows what you have solved; in a terminal: `l1 progress` |
 #
@@ -311,7 +315,7 @@ alt = "Three bar charts of the broken function: flat at temperature 0.5, sharper
 plots.show(plots.probabilities(["the", "a", "one", "her", "my"], panels_of(broken)), alt=alt)
 
 # %% [markdown]
-# Look at the picture before you look at the code. What should the right-hand panel look like? Then find the line, say
+# Look at the picture first, then at the code. What should the right-hand panel look like? Then find the line, say
 # in one sentence what it does wrong, and write the mended version here.
 
 
