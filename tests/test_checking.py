@@ -16,6 +16,7 @@ from l1_ref import cli
 from l1_ref.checks import marks
 from l1_ref.course import build, checking, outcomes, sources, standing, tables
 from l1_ref.course.outcomes import Outcome, Result
+from l1_ref.course.workspace import learn
 
 STUB = '    raise NotImplementedError("not written yet")'
 LOOP = "import time\nwhile True:\n    time.sleep(0.01)"
@@ -294,6 +295,7 @@ def test_ctrl_c_is_one_line_and_status_130(workspace, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "found"),
     [([], ["00_start_here", "03_attention"]), (["03"], ["03_attention"]), (["3"], ["03_attention"]),
+     (["attention"], ["03_attention"]),
      (["03_attention", "03"], ["03_attention"]), (["03_attention.ipynb", "00"], ["03_attention", "00_start_here"])],
 )  # fmt: skip
 def test_notebooks_are_found_by_number_name_or_path(workspace, names, found):
@@ -307,6 +309,10 @@ def test_notebooks_are_found_by_number_name_or_path(workspace, names, found):
     ("arguments", "words"),
     [
         (["77"], "NOTEBOOK must name a notebook that is there, got '77'; my work holds: 00_start_here, 03_attention"),
+        (
+            ["softmax"],
+            "NOTEBOOK must name a notebook that is there, got 'softmax'; softmax is an exercise of 00",
+        ),
         (["none.ipynb"], "NOTEBOOK must name a notebook that is there, got 'none.ipynb'"),
         (["--jobs", "0"], "--jobs must be a whole number of at least 1, got --jobs=0"),
         (["--timeout", "0"], "--timeout must be a finite number of seconds above 0, got 0.0"),
@@ -326,6 +332,16 @@ def test_a_workspace_without_notebooks_is_told(workspace):
         path.unlink()
     result = l1("check", "--workspace", workspace)
     assert result.exit_code == 2 and "holds no notebook of the course; l1 learn" in result.stderr
+
+
+def test_what_is_as_it_was_handed_out_is_not_run(tmp_path, monkeypatch):
+    learn(tmp_path / "fresh")
+    monkeypatch.setattr(checking.NotebookRun, "_execute", None)  # a call of it would fail
+    told: list[str] = []
+    run = checking.NotebookRun(tmp_path / "fresh" / "03_attention.ipynb")
+    (found,) = checking.run_all([run], tell=told.append)
+    assert {result.state for result in found.results} == {"unwritten"} and len(found.results) == 7
+    assert run.ended and told == ["03_attention"] * run.n_cells
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 3}', "\xff"])

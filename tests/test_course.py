@@ -1,6 +1,11 @@
 """The reader's workspace, the blank edition, and the rules that sources keep."""
 
 import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -10,7 +15,7 @@ from hypothesis import strategies as st
 from l1_ref.checks import EXERCISES, marks
 from l1_ref.course import build, sources, workspace
 from l1_ref.course.blank import blank, instructor, with_regions
-from l1_ref.course.workspace import WorkspaceError, learn
+from l1_ref.course.workspace import WorkspaceError, learn, open_lab
 
 SOFTMAX_HINTS = EXERCISES["softmax"].hints
 SOURCE = '''# %% [markdown]
@@ -295,6 +300,30 @@ def test_nothing_in_a_folder_is_ever_changed(tmp_path_factory, names, marked):
             patch.setattr(sources, "names", lambda: ["00_start_here"])  # one of them will do, and is quicker
             learn(folder)
     assert {name: (folder / name).read_text(encoding="utf-8") for name in before} == before
+
+
+def test_no_workspace_is_made_inside_another_and_a_reader_inside_one_means_it(tmp_path, monkeypatch, l1):
+    place = tmp_path / "workspace"
+    learn(place)
+    monkeypatch.chdir(place)
+    with pytest.raises(WorkspaceError, match=r"lies inside the workspace .*; go on in that one: l1 learn"):
+        learn("workspace")
+    status, out, _ = l1("learn", "--no-lab")
+    assert status == 0 and f"workspace: {place}   next: 00_start_here.ipynb" in out
+    assert l1("update")[:2] == (0, "nothing to update: every notebook is of the newest edition\n")
+    assert not (place / "workspace").exists()
+
+
+def test_a_terminal_in_jupyterlab_knows_l1(tmp_path, monkeypatch):
+    seen = {}
+
+    def start(command, cwd, env):
+        seen.update(env)
+        return nullcontext(SimpleNamespace(wait=lambda: 0))
+
+    monkeypatch.setattr("l1_ref.course.workspace.subprocess.Popen", start)
+    assert open_lab(tmp_path / "00_start_here.ipynb") == 0
+    assert Path(seen["PATH"].split(os.pathsep)[0]) == Path(sys.executable).parent
 
 
 def test_a_file_is_no_workspace(tmp_path):
