@@ -23,7 +23,7 @@ const find = name => cells.find(cell => cell.model.id === name);
 const kernel = panel?.sessionContext?.session?.kernel;
 const codes = cells.filter(cell => cell.model.type === 'code');
 """
-# What a page must not do: show a picture without words for it, or hide a part of an output at the right-hand side.
+# What a page must not do: show a picture without words for it, or hide a part of code or of an output at the right.
 _FLAWS = """
 const flaws = [];
 for (const cell of cells) {
@@ -33,7 +33,8 @@ for (const cell of cells) {
   for (const drawing of cell.node.querySelectorAll('.jp-RenderedHTMLCommon svg'))
     if (!(drawing.getAttribute('aria-label') || drawing.closest('[aria-hidden=true], mjx-container')))
       say('a drawing without a label', cell.node);
-  for (const node of cell.node.querySelectorAll('.jp-OutputArea-output, .jp-MarkdownOutput, .jp-RenderedHTMLCommon'))
+  const places = '.jp-OutputArea-output, .jp-MarkdownOutput, .jp-RenderedHTMLCommon, .jp-InputArea .cm-scroller';
+  for (const node of cell.node.querySelectorAll(places))
   {
     const [wide, place] = [node.scrollWidth, node.clientWidth];
     if (wide > place + 1) say(`${wide} px in ${place} px`, node);
