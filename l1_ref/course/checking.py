@@ -115,8 +115,9 @@ class NotebookRun:
     def _unwritten(self, tell: Callable[[str], None]) -> Outcome:
         for index in self._number:
             tell(self.path.stem)
-            if "check" in sources.tags(self.notebook.cells[index]):
-                name = self.notebook.cells[index].metadata["name"].removesuffix("-check")
+            name = str(self.notebook.cells[index].metadata.get("name", ""))
+            if name.endswith("-check"):
+                name = name.removesuffix("-check")
                 verdict = {"exercise": name, "state": "unwritten", "mistakes": [], "text": messages.unwritten(name)}
                 self._verdicts[index], self._seconds[index] = [verdict], 0.0
         self.ended = True
