@@ -99,6 +99,10 @@ class NotebookPage:
     def output(self, name: str) -> str:
         """Return what a reader meets below a cell: the text, then the words of its pictures."""
         area = self.node(name).query_selector(".jp-Cell-outputWrapper")
+        drawn = "(node => node?.innerText.trim() || node?.querySelector('img, [aria-label]'))"
+        place = "find(argument[0]).node.querySelector('.jp-Cell-outputWrapper')"
+        # What a kernel has sent is drawn a moment later.
+        self.wait(f"!find(argument[0]).model.outputs?.length || {drawn}({place})", [name])
         words = "nodes => nodes.map(node => node.alt ?? node.ariaLabel).join('\\n')"
         return f"{area.inner_text()}\n{area.eval_on_selector_all('img, [aria-label]', words)}" if area else ""
 
