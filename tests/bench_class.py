@@ -22,9 +22,10 @@ from types import ModuleType
 import nbformat
 from nbgrader.api import Gradebook
 
-from l1_ref.course import classroom, limits, sources
+from l1_ref.course import classroom, sources
 from l1_ref.course.results import read_results
 from l1_ref.course.sources import tags
+from tests.test_classroom import NO_LIMITS, environment
 
 
 def wrong_answers(notebook: str) -> dict[str, list[Callable]]:
@@ -96,7 +97,9 @@ def judge(course: Path, notebook: str, students: dict[str, tuple[str, Callable]]
     _, (assignment,) = read_results(course)
     outcomes = {each.student.id: each.outcomes for each in assignment.submissions}
     worth = {
-        cell.metadata.name[:-6]: cell.metadata.points for cell in sources.load(notebook).cells if "check" in tags(cell)
+        cell.metadata.name.removesuffix("-check"): cell.metadata.points
+        for cell in sources.load(notebook).cells
+        if "check" in tags(cell)
     }
     named, right = 0, 0
     for student, lost in losses(course, notebook):
@@ -112,10 +115,9 @@ def judge(course: Path, notebook: str, students: dict[str, tuple[str, Callable]]
 
 def run(course: Path, *words: object, module: str) -> float:
     """Run a command as a teacher does, and return its seconds."""
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     begin = time.perf_counter()
     line = [sys.executable, "-m", module, *map(str, words)]
-    subprocess.run(line, cwd=course, check=True, env=os.environ | {"PYTHONPATH": path})
+    subprocess.run(line, cwd=course, check=True, env=environment())
     return time.perf_counter() - begin
 
 
@@ -132,8 +134,7 @@ def main() -> int:
         classroom.make(course, [chosen.notebook])
         run(course, "generate_assignment", chosen.notebook, module="nbgrader")
         students = hand_in(course, chosen.notebook, chosen.submissions)
-        extra = ["--without-limits"] if limits.missing() else []
-        seconds = run(course, "grade", course, "--jobs", chosen.jobs, *extra, module="l1_ref.cli")
+        seconds = run(course, "grade", course, "--jobs", chosen.jobs, *NO_LIMITS, module="l1_ref.cli")
         print(f"{len(students)} submissions of {chosen.notebook}: {seconds:.0f} s, {chosen.jobs} at a time")
         return not judge(course, chosen.notebook, students)
 

@@ -24,6 +24,7 @@ from l1_ref.files import alone
 
 ROOT = Path(__file__).parents[1]
 NAMES = sources.names()
+NO_LIMITS = ["--without-limits"] if limits.missing() else []  # what l1 grade needs where the system holds none
 # One mistake of the catalogue in each notebook, as a student writes it: the exercise, its text, another text, the name.
 MISTAKES = {
     "00_start_here": (
@@ -131,8 +132,7 @@ def test_every_notebook_is_released_graded_and_explained(tmp_path, monkeypatch):
         for kind in ("blank", "half", "solved"):
             notebook, earned[kind, name] = answers(name, kind)
             hand_in(kind, name, notebook)
-    extra = [] if not limits.missing() else ["--without-limits"]
-    done = command("grade", tmp_path, "--jobs", 2, *extra, folder=tmp_path, module="l1_ref.cli")
+    done = command("grade", tmp_path, "--jobs", 2, *NO_LIMITS, folder=tmp_path, module="l1_ref.cli")
     assert done.returncode == 0, done.stderr
     assert "0 points" not in done.stderr
     nbgrader("export", folder=tmp_path)
@@ -300,8 +300,7 @@ def test_links_and_what_is_no_notebook_earn_nothing_and_stop_nobody(hostile_clas
         Path("submitted", student, "hostile").mkdir(parents=True)
     Path("submitted/linked/hostile/hostile.ipynb").symlink_to(hostile_class / "source/hostile/hostile.ipynb")
     Path("submitted/broken/hostile/hostile.ipynb").write_text("{", encoding="utf-8")
-    extra = [] if not limits.missing() else ["--without-limits"]
-    status, out, err = l1("grade", hostile_class, *extra)
+    status, out, err = l1("grade", hostile_class, *NO_LIMITS)
     assert status == 0
     assert "hostile: 3 submissions, on average 0.0 of 20 points" in out
     assert "linked, hostile: 0 points, it holds a link (hostile.ipynb), which could lead to another's work" in err
@@ -316,8 +315,7 @@ def test_what_is_no_submission_is_told_and_stops_nobody(hostile_class, l1):
     for path in ("one/hostile/hostile (1).ipynb", "three/hostile.ipynb", "loose.ipynb"):
         Path("submitted", path).write_bytes(blank)
     Path("submitted", "five").mkdir()
-    extra = [] if not limits.missing() else ["--without-limits"]
-    status, out, err = l1("grade", hostile_class, *extra)
+    status, out, err = l1("grade", hostile_class, *NO_LIMITS)
     assert status == 0 and "hostile: 1 submission, on average 0.0 of 20 points" in out
     place = hostile_class / "submitted"
     for line in (
@@ -330,14 +328,15 @@ def test_what_is_no_submission_is_told_and_stops_nobody(hostile_class, l1):
         assert f"not graded: {line}" in err
     assert "one, hostile: 0 points, it holds no hostile.ipynb, but hostile (1).ipynb: give the right one" in err
     (place / "one" / "hostile").rename(place / "one" / "hostle")
-    assert "hostle: there is no assignment 'hostle'; did you mean 'hostile'?" in l1("grade", hostile_class, *extra)[2]
+    assert (
+        "hostle: there is no assignment 'hostle'; did you mean 'hostile'?" in l1("grade", hostile_class, *NO_LIMITS)[2]
+    )
 
 
 def test_points_by_hand_stand_and_that_is_told(hostile_class, l1):
     notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
     hand_in("one", "hostile", notebook)
-    extra = [] if not limits.missing() else ["--without-limits"]
-    assert "by hand" not in l1("grade", hostile_class, *extra)[2]
+    assert "by hand" not in l1("grade", hostile_class, *NO_LIMITS)[2]
     with Gradebook("sqlite:///gradebook.db") as gradebook:
         grade = gradebook.find_grade("crash_after-check", "hostile", "hostile", "one")
         grade.manual_score = 0.5
@@ -346,7 +345,7 @@ def test_points_by_hand_stand_and_that_is_told(hostile_class, l1):
         if cell.metadata.get("name") == "crash_after":
             cell.source = 'def crash_after():\n    return "crash_after"'
     hand_in("one", "hostile", notebook)
-    status, out, err = l1("grade", hostile_class, *extra)
+    status, out, err = l1("grade", hostile_class, *NO_LIMITS)
     assert status == 0 and "on average 0.5 of 20 points" in out
     assert err.endswith("one, hostile: crash_after earns 1 by its check, 0.5 by hand stands\n")
 
@@ -356,10 +355,9 @@ def test_an_earlier_verdict_goes_with_its_submission(hostile_class, l1):
     told = Path("verdicts", "hostile", "empty.jsonl")
     told.parent.mkdir(parents=True)
     told.write_text('{"exercise": "softmax", "state": "wrong", "mistakes": ["of last week"]}\n', encoding="utf-8")
-    extra = [] if not limits.missing() else ["--without-limits"]
     with alone(hostile_class / grading.LOCK):
-        assert "another process holds" in l1("grade", hostile_class, *extra)[2] and told.exists()
-    assert l1("grade", hostile_class, *extra)[0] == 0
+        assert "another process holds" in l1("grade", hostile_class, *NO_LIMITS)[2] and told.exists()
+    assert l1("grade", hostile_class, *NO_LIMITS)[0] == 0
     assert not told.exists()
 
 

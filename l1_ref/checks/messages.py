@@ -167,7 +167,7 @@ def tell_blanks_briefly() -> None:
 def _show_error(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None) -> None:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if _is_of_a_blank(error) and frame.f_code.co_name != "<module>":
-        used = textwrap.shorten(f"  needed in {readers_line(error, 0)}", 72, placeholder=" …")
+        used = textwrap.shorten(f"needed in {readers_line(error, 0)}", 72, placeholder=" …")
         lines = [f"· {frame.f_code.co_qualname} · {STUB_MESSAGE}", f"  {used}"]
         error._render_traceback_ = lambda: lines
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)

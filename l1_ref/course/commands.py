@@ -44,7 +44,7 @@ def learn(
     """Make your workspace, or go on in it, and open JupyterLab; what you wrote is never overwritten."""
     from l1_ref.course import workspace
 
-    notebook = workspace.learn(folder or marks.find_workspace() or Path("workspace"), say=out.print)
+    notebook = workspace.learn(_chosen(folder), say=out.print)
     out.print(f"workspace: {notebook.parent.absolute()}   next: {notebook.name}")
     if lab:
         sys.exit(workspace.open_lab(notebook))
@@ -102,9 +102,14 @@ def _prepare(names: list[str], folder: Path | None, junit: Path | None, jobs: in
     return [checking.NotebookRun(path, timeout, jobs) for path in checking.find(names, place)]
 
 
+def _chosen(folder: Path | None) -> Path:
+    """Return the workspace that was named, or that the reader is in, or the usual one, be it there or not."""
+    return (folder or marks.find_workspace() or Path("workspace")).expanduser()
+
+
 def _workspace(folder: Path | None) -> Path:
-    """Return the workspace that was named, or that the reader is in, or the one of the usual name."""
-    chosen = (folder or marks.find_workspace() or Path("workspace")).expanduser()
+    """Return the chosen workspace, which must be there."""
+    chosen = _chosen(folder)
     if not marks.is_workspace(chosen):
         raise ValueError(f"{chosen} is no workspace; l1 learn {shlex.quote(str(chosen))} makes one")
     return chosen
@@ -118,7 +123,7 @@ def update(
     """Bring the course's new edition into a workspace; what you wrote is carried over, after a backup."""
     from l1_ref.course import update as updates
 
-    for line in updates.update(folder or marks.find_workspace() or Path("workspace")).lines():
+    for line in updates.update(_chosen(folder)).lines():
         out.print(line)
 
 
