@@ -1,12 +1,16 @@
 """A real JupyterLab, started by `l1 learn` as a reader starts it, and ended as a reader ends it: Ctrl-C, then y."""
 
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0  # seconds that one thing may take before it counts as broken; a quiet machine needs a twentieth
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/lab/tree/(\S+?\.ipynb)\?token=\w+")
 _QUESTION = "Shut down this Jupyter server"
-# The page tells the journey which cell is which, and whether the kernel is at work; nothing else is unlike a reader's.
-_SETTINGS = '{"LabApp": {"expose_app_in_browser": true}}\n'
 
 
 class Course:
@@ -34,14 +36,13 @@ class Course:
         shutil.copytree(ROOT / "notebooks" / "src", self.checkout / "notebooks" / "src", ignore=unwanted)
         (self.checkout / "data").symlink_to(ROOT / "data")
         self.runtime = folder / "runtime"
-        settings = folder / "settings"
-        settings.mkdir()
-        (settings / "jupyter_server_config.json").write_text(_SETTINGS, encoding="utf-8")
+        self.settings = folder / "settings"
+        self.settings.mkdir()
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JUPYTER", "L1_"))}
         self.environment = inherited | {
             "CI": "true",  # no browser of the reader's own opens; the address is printed
             "PYTHONPATH": str(self.checkout),
-            "JUPYTER_CONFIG_DIR": str(settings),
+            "JUPYTER_CONFIG_DIR": str(self.settings),
             "JUPYTER_RUNTIME_DIR": str(self.runtime),
             "IPYTHONDIR": str(folder / "ipython"),
             "OMP_NUM_THREADS": "1",
@@ -78,6 +79,7 @@ class Course:
         """
         log = self.checkout.with_name("jupyterlab.log")
         log.unlink(missing_ok=True)
+        self._configure()
         keyboard, terminal = os.openpty()  # JupyterLab asks its question at a terminal only
         with (
             open(keyboard, "wb", buffering=0) as keys,
@@ -94,13 +96,24 @@ class Course:
             ) as process,
         ):
             try:
-                yield _wait_for(_ADDRESS, log, process)[0]
+                address = _wait_for(_ADDRESS, log, process)[0]
+                _wait_until_it_answers(address, log, process)
+                yield address
                 self._end(process, log, keys)
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == 0, f"l1 learn ended with {process.returncode}:\n{_tail(log)}"
         self._require_nothing_left()
+
+    def _configure(self) -> None:
+        # The page tells the journey which cell is which, and whether the kernel is at work. JupyterLab looks for a free
+        # port well before it takes it: of two that start at once, both may name the same, so each gets its own here.
+        # Nothing else is unlike a reader's.
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        settings = {"LabApp": {"expose_app_in_browser": True}, "ServerApp": {"port": port}}
+        (self.settings / "jupyter_server_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
     def _end(self, process: subprocess.Popen, log: Path, keys: BinaryIO) -> None:
         os.killpg(process.pid, signal.SIGINT)
@@ -136,6 +149,22 @@ def _wait_for(pattern: re.Pattern[str], log: Path, process: subprocess.Popen) ->
             break
         time.sleep(0.05)
     raise AssertionError(f"JupyterLab did not say {pattern.pattern!r}:\n{_tail(log)}")
+
+
+def _wait_until_it_answers(address: str, log: Path, process: subprocess.Popen) -> None:
+    # The address is printed before JupyterLab listens there; another server would refuse this one's token.
+    server, token = address.split("/lab/")[0], address.split("?token=")[1]
+    deadline, problem = time.monotonic() + PATIENCE, "nothing"
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{server}/api/status?token={token}", timeout=PATIENCE):
+                return
+        except urllib.error.HTTPError as error:
+            problem = f"{error.code}, as another server would"
+        except OSError as error:
+            problem = str(error)
+        time.sleep(0.05)
+    raise AssertionError(f"{server} does not answer with this JupyterLab ({problem}):\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:
