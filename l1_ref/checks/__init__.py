@@ -79,7 +79,8 @@ def exercise(name: str | Callable) -> Exercise:
     if name in EXERCISES:
         return EXERCISES[name]
     near = get_close_matches(str(name), EXERCISES, n=1)
-    raise KeyError(f"no exercise is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    problem = f"no exercise is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    raise messages.briefly(KeyError(problem))
 
 
 def __getattr__(name: str) -> Exercise:
@@ -88,7 +89,7 @@ def __getattr__(name: str) -> Exercise:
     try:
         return exercise(name)
     except KeyError as error:
-        raise AttributeError(error.args[0]) from None
+        raise messages.briefly(AttributeError(error.args[0])) from None
 
 
 def __dir__() -> list[str]:
@@ -108,7 +109,7 @@ def hint(name: str | Callable, n: int | None = None) -> None:
     asked = exercise(name)
     name, hints = asked.name, asked.hints
     if n is not None and n not in range(1, len(hints) + 1):
-        raise ValueError(f"n must be in 1..{len(hints)}, got n={n}")
+        raise messages.briefly(ValueError(f"n must be in 1..{len(hints)}, got n={n}"))
     fresh = n is None and _hints_taken[name] < len(hints)
     _hints_taken[name] += fresh
     n = n or _hints_taken[name]

@@ -154,6 +154,12 @@ def _is_of_a_blank(error: BaseException) -> bool:
     return str(error) in ("", STUB_MESSAGE) or raised
 
 
+def briefly(error: Exception, *lines: str) -> Exception:
+    """Return an exception that IPython shows by these lines, or by its message, in place of a traceback."""
+    error._render_traceback_ = lambda: list(lines) or [f"{type(error).__name__}: {error.args[0]}"]
+    return error
+
+
 def tell_blanks_briefly() -> None:
     """Have IPython show two lines for a cell that uses a blank, which a traceback would bury."""
     try:
@@ -168,8 +174,7 @@ def _show_error(shell: Any, kind: type, error: BaseException, trace: Any, tb_off
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if _is_of_a_blank(error) and frame.f_code.co_name != "<module>":
         used = textwrap.shorten(f"needed in {readers_line(error, 0)}", 72, placeholder=" …")
-        lines = [f"· {frame.f_code.co_qualname} · {STUB_MESSAGE}", f"  {used}"]
-        error._render_traceback_ = lambda: lines
+        briefly(error, f"· {frame.f_code.co_qualname} · {STUB_MESSAGE}", f"  {used}")
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 

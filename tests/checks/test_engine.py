@@ -252,6 +252,19 @@ def test_a_cell_that_uses_a_blank_is_told_in_two_lines(monkeypatch, capsys):
         assert "Traceback (most recent call last)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ('checks.hint("sofmax")', "KeyError: no exercise is called 'sofmax'; did you mean 'softmax'?\n"),
+        ("checks.sofmax(len)", "AttributeError: no exercise is called 'sofmax'; did you mean 'softmax'?\n"),
+        ('checks.hint("softmax", 4)', "ValueError: n must be in 1..3, got n=4\n"),
+    ],
+)
+def test_a_slip_in_a_call_of_checks_is_told_in_one_line(code, told, capsys):
+    InteractiveShell().run_cell(f"from l1_ref import checks\n{code}")
+    assert capsys.readouterr().out == told
+
+
 def test_html_is_shown_in_a_notebook_and_escapes_what_it_shows(monkeypatch):
     shown = []
     monkeypatch.setattr(messages, "_in_notebook", lambda: True)
