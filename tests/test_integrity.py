@@ -1,15 +1,23 @@
 """Ways of cheating that are read from a submission before it runs, or from its outputs; and honest work, let be."""
 
 import ast
+import asyncio
+import json
+import os
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from l1_ref import checks
+from l1_ref.checks import integrity
 from l1_ref.course import sources
 from l1_ref.course.blank import instructor
+from l1_ref.course.execution import run_submission
 from l1_ref.course.integrity import RefuseCheats, look, refuse, require_verdicts
+from l1_ref.course.kernels import Launcher
+from l1_ref.course.limits import Limits
 
 SETUP = "import math\n\nimport torch\n\nimport l1_ref\nfrom l1_ref import checks"
 HONEST = (
@@ -332,10 +340,16 @@ def test_the_complete_editions_are_let_be(name):
 
 # What came out.
 
+KEY = "the key of a run"
 
-def shown(*outputs) -> str:
+
+def told(name: str = "softmax", state: str = "solved", **more) -> bytes:
+    return json.dumps({"exercise": name, "state": state, "seal": integrity.seal(KEY, name)} | more).encode() + b"\n"
+
+
+def shown(verdicts: bytes, *outputs) -> str:
     notebook = new_notebook(cells=[check_cell("softmax", outputs=list(outputs))])
-    outputs = require_verdicts(notebook).cells[0].outputs
+    outputs = require_verdicts(notebook, verdicts, KEY).cells[0].outputs
     return outputs[0].get("evalue", "") if outputs else ""
 
 
@@ -343,27 +357,121 @@ def passed() -> nbformat.NotebookNode:
     return new_output("stream", name="stdout", text="✓ softmax · right on 6 inputs, 2 of them extreme: values\n")
 
 
-def test_a_check_that_passed_or_failed_in_its_own_words_stays_as_it_is():
-    assert shown(passed()) == ""
-    assert shown(new_output("error", ename="CheckFailed", evalue="wrong", traceback=[])) == "wrong"
+def test_a_check_that_passed_or_failed_stays_as_it_is():
+    assert shown(told(), passed()) == ""
+    assert shown(b"", new_output("error", ename="CheckFailed", evalue="wrong", traceback=[])) == "wrong"
+
+
+def test_what_a_cell_prints_is_no_matter_as_long_as_the_verdict_is_the_checks():
+    assert shown(told()) == ""  # such as after sys.stdout = io.StringIO()
+    assert shown(b"not JSON\n[]\n{}\n" + told(state="wrong") + told()) == ""
 
 
 @pytest.mark.parametrize(
-    ("outputs", "words"),
+    "verdicts",
     [
-        ((), "did not run to its end, or was replaced"),
-        ((new_output("stream", name="stdout", text="fine\n"),), "did not run to its end"),
-        ((new_output("stream", name="stdout", text="✓ softmax · given: this is ours\n"),), "did not run to its end"),
-        ((new_output("stream", name="stderr", text="✓ softmax · right on 6\n"),), "did not run to its end"),
-        ((new_output("execute_result", data={"text/plain": "1"}), passed()), "a value of its own"),
-        ((new_output("execute_result", data={"text/plain": "1"}), new_output("error", traceback=[])), "a value of its"),
+        b"",
+        told("gelu"),
+        told(state="given"),
+        told(seal="0"),
+        told(seal=None),
+        told(seal=integrity.seal("another key", "softmax")),
+        told(seal=integrity.seal(KEY, "gelu")),
+        told(exercise=["softmax"]),
+        told().replace(b'"seal"', b'"sea"'),
     ],
 )
-def test_silence_and_numbers_are_no_passed_check(outputs, words):
-    assert words in shown(*outputs)
+def test_words_without_a_sealed_verdict_are_no_passed_check(verdicts):
+    assert "did not run to its end, or was replaced" in shown(verdicts, passed())
 
 
-def test_only_the_courses_checks_are_asked_for_words():
+@pytest.mark.parametrize("output", [passed(), new_output("error", ename="E", evalue="", traceback=[])])
+def test_a_number_is_no_passed_check(output):
+    number = new_output("execute_result", data={"text/plain": "1"})
+    assert "a value of its own" in shown(told(), number, output)
+
+
+def test_only_the_courses_checks_are_asked_for_a_verdict():
     cell = check_cell("softmax", outputs=[])
     cell.metadata.nbgrader.grade_id = "the-teachers-own"
-    assert require_verdicts(new_notebook(cells=[cell])).cells[0].outputs == []
+    assert require_verdicts(new_notebook(cells=[cell]), b"", KEY).cells[0].outputs == []
+
+
+# What is only seen when it runs, as `l1 grade` runs it: a check that another thing stands in for.
+
+FAKE = """class Fake:
+    def __getattr__(self, name):
+        return lambda f: print(f"✓ {name} · right on 6 inputs, 2 of them extreme: values")
+"""
+OWN = "class N: pass\nn = N()\n"
+FORGED = {
+    "checks bound by a pattern": FAKE + "match Fake():\n    case checks:\n        pass",
+    "checks bound in a function's own table": FAKE + "(lambda: 0).__globals__['checks'] = Fake()",
+    "checks bound by a text": FAKE + "text = 'checks = Fake()'\nexec(text)",
+    "checks bound by a module handed in beside": "import forge",
+    "checks imported with all of a module": "from forge import *",
+    "checks bound by a program that is run": "%run -i forge.py",
+    "checks bound behind an attribute": FAKE + OWN + "n.ip = get_ipython()\nn.ip.user_ns['checks'] = Fake()",
+    "checks bound before each cell": FAKE
+    + OWN
+    + "n.ip = get_ipython()\n"
+    + "n.ip.events.register('pre_run_cell', lambda *a: n.ip.user_ns.update({'che' + 'cks': Fake()}))",
+    "checks bound by a hidden exec": FAKE + "vars(__import__('builtins'))['ex' + 'ec']('checks = Fake()')",
+    "an exercise of another class": OWN
+    + "n.e = checks.softmax\nclass Fake(type(n.e)):\n    def __call__(self, f): print('✓ softmax · right on 6')\n"
+    + "object.__setattr__(n.e, '__class__', Fake)",
+    "an exercise of another class, that judges": OWN
+    + "n.e = checks.softmax\nclass Fake(type(n.e)):\n    def diagnose(self, f): return self._solved()\n"
+    + "object.__setattr__(n.e, '__class__', Fake)",
+    "an exercise of the same name": OWN
+    + "import dataclasses\nn.c = checks\nother = dataclasses.replace(checks.softmax, probes=(), properties=())\n"
+    + FAKE
+    + "other(lambda x, dim: x)\n(lambda: 0).__globals__['checks'] = Fake()",
+    "a verdict told by one's own hand": OWN
+    + FAKE
+    + "from l1_ref.checks import integrity\nn.i = integrity\n"
+    + "n.i.tell(exercise='softmax', notebook='00_start_here', state='solved', mistakes=(), text='')\n"
+    + "(lambda: 0).__globals__['checks'] = Fake()",
+    "a guard of one's own": OWN
+    + FAKE
+    + "from l1_ref.checks import integrity\nn.i = integrity\nn.i._guard = None\nn.i.arm('mine')\n"
+    + "checks.softmax(lambda x, dim: torch.softmax(x, dim))\n(lambda: 0).__globals__['checks'] = Fake()",
+    "no check at all": "get_ipython().run_line_magic('xmode', 'Minimal')\n" + FAKE + "import sys\n"
+    "vars(sys.modules['__main__'])['che' + 'cks'] = Fake()",
+}
+FORGE = "import __main__\n" + FAKE + "checks = __main__.checks = Fake()\n"
+RUN_HONEST = {
+    "an answer in full": "",
+    "standard output kept": "import io, sys\nsys.stdout = io.StringIO()",
+    "the same check in a cell of one's own": "checks.softmax(lambda x, dim: torch.softmax(x, dim))",
+}
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    with Launcher(Limits(), with_limits=False) as launcher:
+        yield launcher
+
+
+def graded(launcher, folder: Path, notebook: nbformat.NotebookNode) -> list[str]:
+    """Return what the page says of each check, "" where it passed."""
+    place = folder / "submitted" / "ada" / "00_start_here"
+    place.mkdir(parents=True)
+    (place / "forge.py").write_text(FORGE, encoding="utf-8")
+    notebook = refuse(notebook, look(notebook))
+    asyncio.run(run_submission(notebook, launcher, folder, "ada", "00_start_here"))
+    checked = [cell for cell in notebook.cells if "nbgrader" in cell.metadata]
+    return ["".join(each.evalue for each in cell.outputs if each.output_type == "error") for cell in checked]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="grading needs Linux or macOS")
+@pytest.mark.parametrize("way", FORGED)
+def test_a_forged_check_earns_nothing_and_the_page_says_why(launcher, tmp_path, way):
+    first, _ = graded(launcher, tmp_path, submission("def softmax(x, dim):\n    return x * 0", FORGED[way]))
+    assert "refused: " in first
+
+
+@pytest.mark.skipif(os.name == "nt", reason="grading needs Linux or macOS")
+@pytest.mark.parametrize("case", RUN_HONEST)
+def test_an_honest_notebook_earns_its_points(launcher, tmp_path, case):
+    assert graded(launcher, tmp_path, submission(before=RUN_HONEST[case])) == ["", ""]

@@ -2,17 +2,18 @@
 
 The grader's launcher calls `arm` before any code of the student's runs. It remembers which function stands where in
 l1_ref, torch and builtins. Each check then watches the candidate's calls while it runs, by `sys.setprofile`, and looks
-before and after whether one of those functions was replaced. `l1_ref.course.integrity` reads the code before it runs,
-and asks for the check's own words afterwards.
+before and after whether one of those functions was replaced. A verdict that an answer is right is sealed with a key of
+the grader's. `l1_ref.course.integrity` reads the code before it runs, and asks for that seal afterwards.
 
 What is done in a process can be undone in it. Who knows these files, and how Python keeps its objects, can still lift
-the guard, write a verdict and print a check's words, or answer from a table that the reference made beforehand; and
+the guard, find the key in memory and seal a verdict, or answer from a table that the reference made beforehand; and
 nothing here knows the course's own code when it is pasted as an answer. A container holds only what leaves the process.
 Against the rest a look at the code is the answer.
 """
 
 import builtins
 import gc
+import hmac
 import inspect
 import io
 import math
@@ -66,7 +67,9 @@ _SHELL = ("showtraceback", "_showtraceback", "run_cell", "run_code", "set_custom
 class _Guard:
     """What the guard knows: how things stood when it was armed, and what it has found since."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.right: set[str] = set()  # exercises whose answer was found right
         self.environment = {name: os.environ.get(name) for name in (GRADED, marks.VERDICTS)}
         self.stood = _standing()
         self.verdicts = _size()
@@ -83,10 +86,14 @@ def is_graded() -> bool:
     return _guard is not None or os.environ.get(GRADED) == "1"
 
 
-def arm() -> None:
-    """Remember how the course, torch and Python stand; to be called before any of the student's code runs."""
+def arm(key: str = "") -> None:
+    """Remember how the course, torch and Python stand; to be called before any of the student's code runs.
+
+    Args:
+        key: Of the grader's, to seal verdicts with; without one none is sealed.
+    """
     global _guard
-    _guard = _guard or _Guard()
+    _guard = _guard or _Guard(key)
 
 
 def judge(exercise: Any, candidate: Any) -> tuple[Any, str | None]:
@@ -114,7 +121,10 @@ def judge(exercise: Any, candidate: Any) -> tuple[Any, str | None]:
             _guard.candidate = None
     # An answer that is wrong anyway, and called nothing of the course's, keeps its diagnosis.
     forged = [text for text in _guard.found if verdict is None or verdict.passed or text.startswith("it calls")]
-    return verdict, _tampered() or reason or next(iter(forged), None)
+    reason = _tampered() or reason or next(iter(forged), None)
+    if reason is None and verdict.state == "solved" and _guard.stood.get(f"checks.{exercise.name}") is exercise:
+        _guard.right.add(exercise.name)
+    return verdict, reason
 
 
 def refuse(name: str, reason: str) -> NoReturn:
@@ -139,8 +149,20 @@ def refusal(name: str, reason: str) -> str:
     return f"✗ {name} · refused: {reason}\n  a refused answer earns no points; your teacher can see why, and decide"
 
 
+def seal(key: str, name: str) -> str:
+    """Return what stands in a verdict that an answer is right: nobody makes it without the grader's key.
+
+    Args:
+        key: The grader's, of this run.
+        name: The exercise.
+    """
+    return hmac.new(key.encode(), name.encode(), "sha256").hexdigest()
+
+
 def tell(**verdict: Any) -> None:
-    """Append a verdict as `marks.tell` does, and remember how long the file is then."""
+    """Append a verdict as `marks.tell` does, sealed where `judge` found it, and remember how long the file is then."""
+    if _guard is not None and _guard.key and verdict["state"] == "solved" and verdict["exercise"] in _guard.right:
+        verdict["seal"] = seal(_guard.key, verdict["exercise"])
     marks.tell(**verdict)
     if _guard is not None:
         _guard.verdicts = _size()
@@ -320,7 +342,8 @@ def _standing() -> dict[str, Any]:
     for name, thing in list(found.items()):
         found |= _parts(name, thing)
     for name, exercise in EXERCISES.items():
-        found |= {f"checks.{name}": exercise} | {f"checks.{name}.{part}": each for part, each in vars(exercise).items()}
+        found |= {f"checks.{name}": exercise, f"checks.{name}.__class__": type(exercise)}
+        found |= {f"checks.{name}.{part}": each for part, each in vars(exercise).items()}
     found |= {f"torch.{name}": getattr(torch, name, None) for name in _TORCH.split()}
     found |= {f"torch.Tensor.{name}": inspect.getattr_static(Tensor, name) for name in _TENSOR}
     found |= {f"nn.Module.{name}": thing for name, thing in vars(nn.Module).items() if callable(thing)}

@@ -137,7 +137,6 @@ _SANITIZE = (
 def _autograde() -> Iterator[str]:
     yield "l1_ref.course.integrity.RefuseCheats"
     yield "l1_ref.course.execution.RunApart"
-    yield "l1_ref.course.integrity.RequireVerdicts"
     steps = ("IgnorePattern", "LimitOutput", "SaveAutoGrades", "AssignLatePenalties", "CheckCellMetadata")
     yield from map(_full, steps)
 

@@ -20,6 +20,7 @@ from nbgrader.preprocessors import NbGraderPreprocessor
 from nbgrader.utils import is_grade
 from traitlets import Bool, Float, Integer
 
+from l1_ref.course.integrity import require_verdicts
 from l1_ref.course.kernels import Kernel, KernelError, Launcher
 from l1_ref.course.limits import Limits
 from l1_ref.course.results import VERDICTS as VERDICTS_FOLDER
@@ -225,8 +226,10 @@ async def run_submission(
         await run_apart(notebook, launcher, folder)
         told = folder / "verdicts.jsonl"
         whole = told.is_file() and not told.is_symlink() and told.stat().st_size <= 2**24
-        write_atomic(verdicts_of(course, student, assignment), told.read_bytes() if whole else b"")
+        verdicts = told.read_bytes() if whole else b""
+        write_atomic(verdicts_of(course, student, assignment), verdicts)
     settle(notebook)
+    require_verdicts(notebook, verdicts, launcher.key_of(folder))
 
 
 class RunApart(NbGraderPreprocessor):

@@ -1,15 +1,17 @@
 """What is not allowed in a graded notebook: read before it runs, and looked for again in what came out.
 
 `RefuseCheats` reads a submission's code and puts a refusal in place of the checks that it concerns; nbgrader runs it
-after the locked cells have been put back. `RequireVerdicts` looks at the outputs: a check passes by saying so in its
-own words, not by silence. A false accusation is worse than a cheat that is missed: what an honest student might write
-is let pass here, and left to the guard in the kernel, `l1_ref.checks.integrity`, which sees what really runs. There
-stands too what nobody here can hold.
+after the locked cells have been put back. `require_verdicts` looks at what came out: a check passes by a verdict with
+the grader's seal, not by silence, and not by what a cell prints. A false accusation is worse than a cheat that is
+missed: what an honest student might write is let pass here, and left to the guard in the kernel,
+`l1_ref.checks.integrity`, which sees what really runs. There stands too what nobody here can hold.
 """
 
 import ast
+import json
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import nbformat
@@ -118,41 +120,39 @@ class RefuseCheats(NbGraderPreprocessor):
         return refuse(nb, look(nb, _teachers(resources.get("nbgrader", {})))), resources
 
 
-class RequireVerdicts(NbGraderPreprocessor):
-    """Take no silence and no number for a passed check; runs after Execute and before SaveAutoGrades."""
-
-    def preprocess(self, nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
-        """Look at the outputs of each check.
-
-        Args:
-            nb: The submission, run.
-            resources: nbgrader's.
-        """
-        return require_verdicts(nb), resources
-
-
-def require_verdicts(notebook: NotebookNode) -> NotebookNode:
-    """Fail each check that shows no error, and does not say in its own words, and in no others, that it passed.
+def require_verdicts(notebook: NotebookNode, verdicts: bytes, key: str) -> NotebookNode:
+    """Fail each check that shows no error, and of which no sealed verdict says that the answer is right.
 
     nbgrader gives full points to a cell that never ran, and the points that a number says which the cell shows.
 
     Args:
         notebook: The submission, run; changed in place.
+        verdicts: What its checks told, one line of JSON each; the student's code may have written there too.
+        key: What its checks sealed their verdicts with.
 
     Returns:
         The same notebook.
     """
+    right = set(_sealed(verdicts, key))
     for i, name in _checks(notebook):
         cell = notebook.cells[i]
-        printed = "".join(each.text for each in cell.outputs if each.output_type == "stream" and each.name == "stdout")
         shows_number = any(each.output_type == "execute_result" for each in cell.outputs)
         failed = any(each.output_type == "error" for each in cell.outputs)
-        if shows_number or not (failed or f"✓ {name} · right on " in printed):
+        if shows_number or not (failed or name in right):
             what = "it shows a value of its own" if shows_number else "it did not run to its end, or was replaced"
-            text = integrity.refusal(name, f"the check did not say that the answer is right: {what}")
+            text = integrity.refusal(name, f"the course's own check did not find the answer right: {what}")
             output = nbformat.v4.new_output("error", ename="CheckFailed", evalue=text, traceback=[text])
             cell.outputs = [output, *(each for each in cell.outputs if each.output_type != "execute_result")]
     return notebook
+
+
+def _sealed(verdicts: bytes, key: str) -> Iterator[str]:
+    """Yield the exercises of which the course's own check said, in a run with this key, that the answer is right."""
+    for line in verdicts.splitlines():
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            verdict = json.loads(line)
+            if verdict["state"] == "solved" and verdict["seal"] == integrity.seal(key, verdict["exercise"]):
+                yield verdict["exercise"]
 
 
 def _is_locked(cell: NotebookNode) -> bool:

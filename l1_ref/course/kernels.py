@@ -1,7 +1,9 @@
 """Kernels for graded notebooks: a launcher that has imported everything forks each of them into its limits."""
 
+import hmac
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -39,6 +41,7 @@ class Launcher:
     def __init__(self, limits: Limits, with_limits: bool = True) -> None:
         self.limits, self.with_limits = limits, with_limits
         self._process: subprocess.Popen | None = None
+        self._secret = secrets.token_bytes(32)
 
     def __enter__(self) -> "Launcher":
         return self
@@ -50,6 +53,10 @@ class Launcher:
             self._process.wait()
             self._process.stdout.close()
 
+    def key_of(self, folder: Path) -> str:
+        """Return the key with which the checks of the kernels in a folder seal their verdicts."""
+        return hmac.new(self._secret, str(folder).encode(), "sha256").hexdigest()
+
     def launch(self, folder: Path, home: Path) -> int:
         """Start a kernel, and return its process's number.
 
@@ -59,7 +66,8 @@ class Launcher:
         """
         if self._process is None or not sys.platform.startswith("linux"):
             self._begin()
-        job = {"folder": str(folder), "home": str(home), "limits": asdict(self.limits) if self.with_limits else None}
+        job = {"folder": str(folder), "home": str(home), "key": self.key_of(folder)}
+        job["limits"] = asdict(self.limits) if self.with_limits else None
         answer = ""
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(job) + "\n")
@@ -202,7 +210,7 @@ def _guard(job: dict, answers: Any) -> None:
             os.waitpid(child, 0)
             return
         limiting.die_with_parent()
-    _run_kernel(folder, home, limits, separated)
+    _run_kernel(folder, home, limits, separated, job["key"])
 
 
 def _redirect(path: Path) -> None:
@@ -212,7 +220,7 @@ def _redirect(path: Path) -> None:
         os.dup2(source, target)
 
 
-def _run_kernel(folder: Path, home: Path, limits: Limits | None, separated: bool) -> None:
+def _run_kernel(folder: Path, home: Path, limits: Limits | None, separated: bool, key: str) -> None:
     import torch
     from ipykernel.kernelapp import IPKernelApp
 
@@ -235,7 +243,7 @@ def _run_kernel(folder: Path, home: Path, limits: Limits | None, separated: bool
     kernel.initialize(arguments)
     # ipykernel leaves the shell's own method here, which the checks' guard would take for a student's.
     vars(kernel.shell).pop("_showtraceback", None)
-    integrity.arm()
+    integrity.arm(key)
     kernel.start()
 
 
