@@ -1,14 +1,17 @@
 """The teacher's journey: a classroom for nbgrader, graded in parallel, inside limits, each mistake by its name."""
 
 import ast
+import asyncio
 import csv
 import html
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -359,6 +362,76 @@ def test_an_earlier_verdict_goes_with_its_submission(hostile_class, l1):
         assert "another process holds" in l1("grade", hostile_class, *NO_LIMITS)[2] and told.exists()
     assert l1("grade", hostile_class, *NO_LIMITS)[0] == 0
     assert not told.exists()
+
+
+# A signal stops grading, and costs nobody a point.
+
+
+def struck(monkeypatch, owner: object, name: str, number: int) -> None:
+    """Let this process get a signal each time that a function begins."""
+    function = getattr(owner, name)
+
+    def begin(*arguments, **options):
+        os.kill(os.getpid(), number)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, begin)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS")
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "said", "scores"),
+    [
+        (grading.Course, "submissions", signal.SIGINT, "nothing is scored", [None, None]),
+        (grading, "_cleaned", signal.SIGTERM, "0 of 2 submissions are scored", [None, None]),
+        (grading.Autograde, "start", signal.SIGINT, "1 of 2 submissions are scored", [1, None]),
+        (grading, "report", signal.SIGHUP, "2 of 2 submissions are scored", [1, 1]),
+    ],
+)
+def test_a_signal_stops_grading_and_costs_no_points(hostile_class, l1, monkeypatch, owner, name, number, said, scores):
+    notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
+    cells = {cell.metadata.get("name"): cell for cell in notebook.cells}
+    cells["crash_after"].source = 'def crash_after():\n    return "crash_after"'
+    hand_in("one", "hostile", notebook)
+    hand_in("two", "hostile", notebook)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        struck(patch, owner, name, number)
+        status, out, err = l1("grade", hostile_class, "--jobs", 1, *NO_LIMITS)
+    assert status == 130 and ("average" in out) == (name == "report")
+    assert err.endswith(f"stopped: {said}; grade again for the rest and for the report\n")
+    assert signal.getsignal(number) == before and not Path("reports").exists()
+    with Gradebook("sqlite:///gradebook.db") as gradebook:
+        graded = {each.student_id: each.score for each in gradebook.assignment_submissions("hostile")}
+    assert [graded.get(student) for student in ("one", "two")] == scores
+
+
+@pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS")
+def test_a_signal_while_a_submission_runs_ends_its_kernel_at_once(hostile_class, l1, monkeypatch):
+    started, launch, run_cell = [], kernels.Launcher.launch, execution._Client.run_cell
+
+    def note(*arguments):
+        started.append(launch(*arguments))
+        return started[-1]
+
+    async def strike(*arguments):
+        asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGINT)
+        return await run_cell(*arguments)
+
+    endless = nbformat.v4.new_code_cell("while True:\n    pass")
+    hand_in("one", "hostile", nbformat.v4.new_notebook(cells=[endless]))
+    monkeypatch.setattr(kernels.Launcher, "launch", note)
+    monkeypatch.setattr(execution._Client, "run_cell", strike)
+    status, _, err = l1("grade", hostile_class, "--timeout", 600, *NO_LIMITS)
+    assert status == 130 and "stopped: 0 of 1 submissions are scored" in err
+    deadline = time.monotonic() + 20
+    while started and time.monotonic() < deadline:  # it is killed, and gone a moment later
+        try:
+            os.kill(started[-1], 0)
+            time.sleep(0.05)
+        except ProcessLookupError:
+            started.pop()
+    assert started == []
 
 
 def test_cells_that_a_student_deleted_or_relabelled_come_back(hostile_class):

@@ -228,23 +228,37 @@ def grade(
     ] = False,
 ) -> None:
     """Grade all that is submitted, in parallel and inside limits; write feedback, the class report and tables."""
-    from l1_ref.course import grading, limits, tables
+    found: list = []
+    try:
+        with handling(stop_once()):
+            from l1_ref.course import grading, limits, tables
 
-    amount = limits.Limits(cell_s=timeout, memory_mb=memory)
-    course = grading.Course(folder)
-    found = course.submissions(notebooks or (), students or ())
-    for line in course.strays():
-        print(f"not graded: {line}", file=sys.stderr)
-    words = {"partly": "holds in part", "no": "does not hold"}
-    for name, (holds, what) in limits.holding().items() if not without_limits else ():
-        if holds in words:
-            print(f"the limit on {name} {words[holds]} here: {what}", file=sys.stderr)
-    with tables.grading_bar() as say:
-        grading.grade(course, found, amount, not without_limits, os.cpu_count() or 1 if jobs is None else jobs, say)
-    _tell_scores(found)
-    for path in grading.report(course):
-        out.print(f"written: {path}")
+            amount = limits.Limits(cell_s=timeout, memory_mb=memory)
+            course = grading.Course(folder)
+            found = course.submissions(notebooks or (), students or ())
+            for line in [f"not graded: {line}" for line in course.strays()] + _weak_limits(not without_limits):
+                print(line, file=sys.stderr)
+            jobs = os.cpu_count() or 1 if jobs is None else jobs
+            with tables.grading_bar() as say:
+                grading.grade(course, found, amount, not without_limits, jobs, say)
+            _tell_scores(found)
+            for path in grading.report(course):
+                out.print(f"written: {path}")
+    except KeyboardInterrupt:
+        done = sum(each.score is not None for each in found)
+        what = f"{done} of {len(found)} submissions are scored" if found else "nothing is scored"
+        print(f"stopped: {what}; grade again for the rest and for the report", file=sys.stderr)
+        raise typer.Exit(130) from None
     out.print(f"feedback: {course.folder / 'feedback'}")
+
+
+def _weak_limits(with_limits: bool) -> list[str]:
+    """Say of each limit that holds in part, or not at all, why; nothing where none is wanted."""
+    from l1_ref.course import limits
+
+    words = {"partly": "holds in part", "no": "does not hold"}
+    found = limits.holding().items() if with_limits else ()
+    return [f"the limit on {name} {words[holds]} here: {why}" for name, (holds, why) in found if holds in words]
 
 
 def _tell_scores(found: list) -> None:

@@ -9,7 +9,8 @@ import asyncio
 import glob
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +30,7 @@ from l1_ref.course.execution import ALREADY_RUN, RunApart, run_submission, verdi
 from l1_ref.course.kernels import KernelError, Launcher
 from l1_ref.course.limits import Limits
 from l1_ref.files import alone
+from l1_ref.training import handling
 
 LOCK = ".grading.lock"
 _NOT_RUN = "it was not run, grade it again: "
@@ -153,6 +155,42 @@ def _list(found: list[Submission], part: str) -> str:
     return ", ".join(sorted({getattr(each, part) for each in found}))
 
 
+class _Stop:
+    """What a signal does: what runs is cancelled, what is being scored is scored whole, and nothing comes after it.
+
+    nbgrader's `capture_log` swallows a KeyboardInterrupt, which would then cost the submission its points.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._task: asyncio.Task | None = None
+
+    def __call__(self, *_: Any) -> None:
+        if not self.asked and self._task is not None:  # a second signal must not break off the tidying up
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        self.asked = True
+
+    def heed(self) -> None:
+        """Raise KeyboardInterrupt where a signal came."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def run(self, work: Coroutine) -> None:
+        """Do some work, which a signal cancels."""
+        with suppress(asyncio.CancelledError):
+            asyncio.run(self._watched(work))
+        self.heed()
+
+    async def _watched(self, work: Coroutine) -> None:
+        self._task = asyncio.current_task()
+        if self.asked:
+            self._task.cancel()
+        try:
+            await work
+        finally:
+            self._task = None
+
+
 def grade(
     course: Course, submissions: list[Submission], amount: Limits, with_limits: bool, jobs: int, say: Say
 ) -> None:
@@ -170,6 +208,7 @@ def grade(
         ValueError: This system does not hold the limits, and they were not waived; or jobs is below 1.
         KernelError: No kernel starts.
         OSError: Another process grades this classroom, or something cannot be written.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came. What has a score is graded, the rest has the points it had.
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
@@ -180,15 +219,17 @@ def grade(
             f"this system does not hold the limits that strangers' code needs ({'; '.join(limits.missing())}): grade "
             "on Linux, or in a container with nothing else in it and --without-limits"
         )
-    with alone(course.folder / LOCK):
+    stop = _Stop()
+    with alone(course.folder / LOCK), handling(stop):
         try:
             with Launcher(amount, with_limits) as launcher:
-                asyncio.run(_run_all(course, submissions, launcher, jobs, say))
+                stop.run(_run_all(course, submissions, launcher, jobs, say))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the database's layer, about nbgrader's own code
                 for submission in submissions:
                     _score(course, submission)
                     say("scored", len(submissions))
+                    stop.heed()
         finally:
             ALREADY_RUN.clear()
 
