@@ -119,7 +119,17 @@ CHEATS = {
         "inspect.getsource, which no answer needs",
         ONE,
     ),
-    "the course's files read": (body("text = open(l1_ref.__file__).read()", "return x"), "open, which no answer", ONE),
+    "the course's files read": (body("text = open(l1_ref.__file__).read()", "return x"), "inner parts", ONE),
+    "a wrapper of what stood there before": (
+        {"answer": "import functools\n\nsoftmax = l1_ref.softmax\nsoftmax = functools.partial(softmax)"},
+        "the course's own softmax",
+        ONE,
+    ),
+    "overwritten on one way only": (
+        {"answer": f"{HONEST}\n\nif torch.rand(1) < 2:\n    softmax = l1_ref.softmax"},
+        "the course's own softmax",
+        ONE,
+    ),
     "every object of the process": (
         {"before": "import gc", **body("return [o for o in gc.get_objects() if callable(o)][0](x, dim)")},
         "gc.get_objects, which no answer needs",
@@ -304,6 +314,27 @@ HONEST_CELLS = {
         "answer": HONEST + "\n\nx = torch.ones(2)\nassert torch.allclose(softmax(x, 0), l1_ref.softmax(x, 0))"
     },
     "looked up, then written": {"before": 'ours = checks.give("softmax")\nexpected = ours(torch.ones(2), 0)'},
+    "given, then written": {"before": 'softmax = checks.give("softmax")'},
+    "borrowed at first, then written": {
+        "before": "def softmax(x, dim):\n    return l1_ref.softmax(x, dim)\n\n\nx = softmax(torch.ones(2), 0)"
+    },
+    "a helper that was another before": {
+        "before": "total = l1_ref.softmax\n\n\ndef total(x, dim):\n    return x.exp().sum(dim, keepdim=True)",
+        "answer": "def softmax(x, dim):\n    return x.exp() / total(x, dim)",
+    },
+    "borrowed behind its check": {"after": "mine = softmax", "answer": HONEST + "\n\n\nours = l1_ref.softmax"},
+    "a log of what comes in": body(
+        "with open('log.txt', 'a') as file:", "    print(x.shape, file=file)", "return torch.softmax(x, dim)"
+    ),
+    "memory given back": body("import gc", "gc.collect()", "return torch.softmax(x, dim)"),
+    "names of one's own put beside torch's": {
+        "before": "import torch.nn.functional as F\nF.my = 1\ntorch.softmx = torch.softmax\n"
+        "torch.Tensor.show = lambda self: print(self.shape)\nsetattr(l1_ref, 'mine', 1)"
+    },
+    "tensors and modules shown in another way": {
+        "before": "torch.nn.Module.__repr__ = lambda self: 'a module'\n"
+        "torch.Tensor.__repr__ = lambda self: f'Tensor{tuple(self.shape)}'"
+    },
     "an argument called like an alias": {
         "before": "x = l1_ref.softmax",
         "answer": "def softmax(x, dim):\n    return torch.softmax(x, dim)",
@@ -443,6 +474,8 @@ FORGE = "import __main__\n" + FAKE + "checks = __main__.checks = Fake()\n"
 RUN_HONEST = {
     "an answer in full": "",
     "standard output kept": "import io, sys\nsys.stdout = io.StringIO()",
+    "given, then written": 'softmax = checks.give("softmax")',
+    "modules shown in another way": "torch.nn.Module.__repr__ = lambda self: 'a module'",
     "the same check in a cell of one's own": "checks.softmax(lambda x, dim: torch.softmax(x, dim))",
 }
 

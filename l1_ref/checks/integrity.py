@@ -47,7 +47,6 @@ _TOOLS = {
         "gc.get_referrers": gc.get_referrers,
         "exec": exec,
         "eval": eval,
-        "open": open,
         "inspect.currentframe": inspect.currentframe.__code__,
         "inspect.stack": inspect.stack.__code__,
         "inspect.getsource": inspect.getsource.__code__,
@@ -61,6 +60,7 @@ _TENSOR = """
 double float abs all any eq ne sub mul sum max min item tolist clone detach isnan isfinite to copy_ argmax masked_fill
 nan_to_num is_floating_point requires_grad_ shape dtype device __eq__ __ne__ __sub__ __mul__ __bool__
 """.split()
+SHOWING = {"__repr__", "__str__", "__format__", "_repr_html_", "extra_repr", "_get_name"}  # no check relies on these
 _SHELL = ("showtraceback", "_showtraceback", "run_cell", "run_code", "set_custom_exc", "displayhook", "display_pub")
 
 
@@ -346,7 +346,8 @@ def _standing() -> dict[str, Any]:
         found |= {f"checks.{name}.{part}": each for part, each in vars(exercise).items()}
     found |= {f"torch.{name}": getattr(torch, name, None) for name in _TORCH.split()}
     found |= {f"torch.Tensor.{name}": inspect.getattr_static(Tensor, name) for name in _TENSOR}
-    found |= {f"nn.Module.{name}": thing for name, thing in vars(nn.Module).items() if callable(thing)}
+    modules = {name: thing for name, thing in vars(nn.Module).items() if callable(thing) and name not in SHOWING}
+    found |= {f"nn.Module.{name}": thing for name, thing in modules.items()}
     found |= {f"math.{name}": thing for name, thing in vars(math).items() if callable(thing)}
     found |= {
         name: thing

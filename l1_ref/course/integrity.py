@@ -19,16 +19,29 @@ from nbformat import NotebookNode
 from nbgrader.preprocessors import NbGraderPreprocessor
 
 from l1_ref.checks import EXERCISES, integrity
-from l1_ref.course.reading import MAIN, SHELL, UNKNOWN, Dotted, Names, bound, folded, imported, objects, parsed, scoped
+from l1_ref.course.reading import (
+    MAIN,
+    SHELL,
+    UNKNOWN,
+    Dotted,
+    Names,
+    bound,
+    folded,
+    has,
+    imported,
+    objects,
+    parsed,
+    scoped,
+)
 from l1_ref.course.sources import grade_id
 
 _CHECK = "-check"
 # What no answer needs: it would show it the course's own, or run code that nobody could read beforehand.
 _TOOLS = {
-    "builtins": {"exec", "eval", "compile", "__import__", "globals", "open"},
+    "builtins": {"exec", "eval", "compile", "__import__", "globals"},
     "importlib": None,
     "inspect": {"getsource", "getsourcelines", "getsourcefile", "getfile", "getmodule", "stack", "currentframe"},
-    "gc": None,
+    "gc": {"get_objects", "get_referrers", "get_referents"},
     "ctypes": None,
     "subprocess": None,
     "get_ipython": None,
@@ -36,6 +49,7 @@ _TOOLS = {
     "os": {"environ", "system", "popen", "_exit", "abort", "kill"},
 }
 _INNER = set("f_back f_locals f_globals tb_frame gi_frame __globals__ __code__ __closure__ __subclasses__".split())
+_PLACES = {"__file__", "__path__", "__spec__", "__loader__"}
 _LIARS = {"__torch_function__", "__instancecheck__", "__subclasscheck__"}
 _PATCHED = {"l1_ref", "torch", "builtins", "math"}
 _SYSTEM = {"modules", "displayhook", "excepthook", "meta_path", "path_hooks", "_getframe"}
@@ -223,7 +237,7 @@ def _of_the_course(path: Dotted, name: str) -> str | None:
     of_checks = path[1:2] == ("checks",) and (
         path[2:3] and path[2] not in (*EXERCISES, "hint", "progress", "give", "exercise")
     )
-    if inner or of_checks or path[-1] in ("mistakes", "probes"):
+    if inner or of_checks or path[-1] in ("mistakes", "probes") or _PLACES & set(path):
         return f"the answer takes from the course's inner parts ({_written(path)})"
     return None
 
@@ -269,8 +283,9 @@ def _is_protected(path: Dotted | None, attribute: str | None) -> bool:
     """Say whether an attribute belongs to the course, torch, Python or the shell, and is no mere setting of theirs."""
     if not path:
         return False
-    settings = path[0] == "torch" and {"backends", "config"} & set(path)
-    at_home = path[0] in _PATCHED and not settings
+    settings = path[0] == "torch" and ({"backends", "config"} & set(path) or attribute in integrity.SHOWING)
+    is_new = attribute is not None and not has(path, attribute)  # then nobody relies on it
+    at_home = path[0] in _PATCHED and not settings and not is_new
     return (
         at_home
         or path[:2] == SHELL

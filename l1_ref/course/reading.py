@@ -3,6 +3,7 @@
 import ast
 import builtins
 import importlib
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ UNKNOWN = "?"
 MAIN, SHELL = ("__main__",), ("get_ipython", "()")
 _TIMED = {"time", "timeit", "capture", "prun"}  # magics whose text is Python
 _BLOCKS = ast.stmt | ast.excepthandler | ast.match_case
+_CERTAIN = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.Import | ast.ImportFrom
 _SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 
 
@@ -19,14 +21,16 @@ class Binding(NamedTuple):
     """One place where a name of the notebook's own gets its meaning.
 
     Args:
-        cell: The number of the cell.
+        at: The number of the cell, and of the statement in it.
         node: The definition, or the value assigned; None where it is neither.
         path: What is imported, in full; None where nothing is.
+        certain: Whether it happens whenever the cell runs, so that no earlier meaning is left.
     """
 
-    cell: int
+    at: tuple[int, int]
     node: ast.AST | None
-    path: Dotted | None = None
+    path: Dotted | None
+    certain: bool
 
 
 def parsed(source: str) -> ast.Module | None:
@@ -100,8 +104,10 @@ class Names:
         self.bindings: dict[str, list[Binding]] = {}
         self._imported: dict[str, set[Dotted]] = {}
         for cell, tree in trees.items():
-            for name, node, path in bound(tree.body):
-                self.bindings.setdefault(name, []).append(Binding(cell, node, path))
+            for i, statement in enumerate(tree.body):
+                for name, *meaning in bound([statement]):
+                    binding = Binding((cell, i), *meaning, isinstance(statement, _CERTAIN))
+                    self.bindings.setdefault(name, []).append(binding)
             for each in ast.walk(tree):
                 for name, path in imported(each):
                     self._imported.setdefault(name, set()).add(path)
@@ -175,7 +181,7 @@ class Names:
         Yields:
             The cell's number, each node that may run when the answer is called, and the names that are local there.
         """
-        todo = [each for each in self.bindings.get(name, []) if each.cell < before]
+        todo = self._standing(name, (before, 0))
         done: set[int] = set()
         while todo:
             binding = todo.pop()
@@ -183,10 +189,17 @@ class Names:
                 continue
             done.add(id(binding.node))
             local = shadowed(binding.node)
+            when = (before, 0) if isinstance(binding.node, _SCOPES) else binding.at
             for node in self._live(binding.node, local):
-                yield binding.cell, node, local
+                yield binding.at[0], node, local
                 if isinstance(node, ast.Name) and node.id not in local:
-                    todo += self.bindings.get(node.id, [])
+                    todo += self._standing(node.id, when)
+
+    def _standing(self, name: str, before: tuple[int, int]) -> list[Binding]:
+        """Return what a name may mean at a place: its last certain binding, and the uncertain ones behind that."""
+        here = [each for each in self.bindings.get(name, []) if each.at < before]
+        last = max((i for i, each in enumerate(here) if each.certain), default=0)
+        return here[last:]
 
     def _live(self, node: ast.AST, local: frozenset[str]) -> Iterator[ast.AST]:
         """Yield what runs again later: of a call that was made once, in a cell, only what was handed to it."""
@@ -297,3 +310,16 @@ def objects(path: Dotted) -> Iterator[Any]:
         thing = following
     if thing is not None:
         yield thing
+
+
+def has(path: Dotted, attribute: str) -> bool:
+    """Say whether what a dotted name stands for has an attribute; where that is not known, it is said to have it.
+
+    Args:
+        path: Of a module, or of a part of one.
+        attribute: A name in it.
+    """
+    thing: Any = sys.modules.get(path[0])
+    for part in path[1:]:
+        thing = getattr(thing, part, None)
+    return thing is None or hasattr(thing, attribute)

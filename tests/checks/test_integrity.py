@@ -56,8 +56,9 @@ CHEATS = {
         KEPT,
     ),
     "by way of another function of the course": (
-        "def greedy(logits): return l1_ref.sample(logits, temperature=0.0)",
-        "it calls the course's own greedy",
+        "def softmax(x, dim):\n    l1_ref.attention_weights(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))\n"
+        "    return torch.softmax(x, dim)",
+        OWN,
     ),
     "a subclass with something added": (
         "class TokenEmbedding(l1_ref.TokenEmbedding):\n    def more(self): return 1",
@@ -153,6 +154,15 @@ LET_BE = {
     "a right answer": (HONEST, "solved"),
     "a right answer twice": (HONEST + "checks.softmax(softmax)", "solved"),
     "given, which is said and earns nothing": ('softmax = checks.give("softmax")', "given"),
+    "given, then written": ('softmax = checks.give("softmax")\n' + HONEST, "solved"),
+    "a log of what comes in": (
+        "def softmax(x, dim):\n    print(x.shape, file=open('log.txt', 'a'))\n    return torch.softmax(x, dim)",
+        "solved",
+    ),
+    "modules and tensors shown in another way": (
+        HONEST + "torch.nn.Module.__repr__ = torch.Tensor.__repr__ = lambda self: 'mine'; torch.nn.Module.mine = max",
+        "solved",
+    ),
     "a comparison beside it": (HONEST + "l1_ref.softmax(torch.ones(2), 0)", "solved"),
     "the reference of another exercise": (
         "def tempered_softmax(logits, temperature): return l1_ref.softmax(logits / temperature, -1)",
