@@ -93,10 +93,12 @@ class L1Config:
         """Build a configuration from a dict, refusing fields that do not exist.
 
         Raises:
-            ValueError: An unknown field, or a value that breaks its rule.
+            ValueError: Not a dict, an unknown field, or a value that breaks its rule.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"values must be a dict of the fields of L1Config, got values={values!r}")
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        unknown = sorted(map(str, values.keys() - set(known)))
         if unknown:
             raise ValueError(f"the fields of L1Config are {', '.join(known)}; got unknown {', '.join(unknown)}")
         return cls(**values)
@@ -108,7 +110,7 @@ class L1Config:
         Raises:
             ValueError: There is no such preset.
         """
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         return PRESETS[name]
 
@@ -131,9 +133,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def require_number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> None:
-    """Refuse what is no number, breaks the rule, or is too large for a float32."""
-    if not is_number(value) or not holds(value) or value > LARGEST_NUMBER:
+def require_number(
+    name: str, value: Any, rule: str, holds: Callable[[float], bool], largest: float = LARGEST_NUMBER
+) -> None:
+    """Refuse what is no number, breaks the rule, or is above the largest: by default what a float32 can hold."""
+    if not is_number(value) or not holds(value) or value > largest:
         raise ValueError(f"{name} must be a number {rule}, got {name}={value!r}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from l1_ref.config import PRESETS, L1Config
+from tests.plain_python import answers
 
 NAN, INF = float("nan"), float("inf")
 
@@ -133,6 +134,23 @@ def test_values_of_the_wrong_type_are_refused_by_the_same_words():
     root = Path(__file__).resolve().parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_from_dict_and_preset_refuse_what_names_nothing():
+    known = ", ".join(field.name for field in fields(L1Config))
+    expected = {
+        **{
+            f"L1Config.from_dict({values!r})": f"values must be a dict of the fields of L1Config, got values={values!r}"
+            for values in ([1], None, "tiny")
+        },
+        "L1Config.from_dict({1: 2})": f"the fields of L1Config are {known}; got unknown 1",
+        **{
+            f"L1Config.preset({name!r})": f"preset must be one of {', '.join(PRESETS)}, got {name!r}"
+            for name in ([], None, "huge")
+        },
+    }
+    found = answers("from l1_ref.config import L1Config", list(expected))
+    assert found == {call: f"ValueError: {rule}" for call, rule in expected.items()}
 
 
 def test_a_config_is_frozen_and_hashable():
