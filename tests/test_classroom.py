@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
@@ -452,6 +453,61 @@ def test_cells_that_a_student_deleted_or_relabelled_come_back(hostile_class):
     assert all(cells[name].metadata.nbgrader.grade for name in known if name.endswith("-check"))
     assert cells["flood-check"].source == 'assert flood() == "flood"'
     assert "NotImplementedError" in cells["crash"].source
+
+
+RIGHT, OLD, CHECK = 'def crash():\n    return "crash"', 'def crash():\n    return "old"', 'assert crash() == "crash"'
+# The cells of one exercise, in their order, where some of them are copies; and what the last check sees.
+COPIED = {
+    "old_above": ([OLD, RIGHT, CHECK], 1),
+    "old_between": ([RIGHT, OLD, CHECK], 0),
+    "old_below": ([RIGHT, CHECK, OLD], 1),
+    "note_between": ([RIGHT, "# print(crash())", CHECK], 1),
+    "check_twice": ([RIGHT, CHECK, CHECK], 1),
+    "new_below": ([OLD, CHECK, RIGHT, CHECK], 1),
+    "old_with_check_below": ([RIGHT, CHECK, OLD, CHECK], 0),
+}
+
+
+def with_cells(copied: list[str]) -> nbformat.NotebookNode:
+    """Return the released notebook with these cells as its exercise "crash" and the check of it, copied as needed."""
+    notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
+    places = {cell.metadata.get("name"): i for i, cell in enumerate(notebook.cells)}
+    answer, check = (notebook.cells[places[name]] for name in ("crash", "crash-check"))
+    copies = [deepcopy(check if source == CHECK else answer) for source in copied]
+    for i, source in enumerate(copied):
+        copies[i].update(id=f"copy-{i}", source=source)
+    notebook.cells[places["crash"] : places["crash-check"] + 1] = copies
+    return notebook
+
+
+@pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS")
+def test_a_copied_cell_costs_nothing_and_what_the_last_check_sees_counts(hostile_class, l1):
+    for student, (cells, _) in COPIED.items():
+        hand_in(student, "hostile", with_cells(cells))
+    other = with_cells([RIGHT, CHECK])
+    other.cells.append(deepcopy(other.cells[-1]))
+    other.cells[-1]["id"] = other.cells[-1].metadata.nbgrader.grade_id = "of_another_notebook"
+    hand_in("other", "hostile", other)
+    status, _, err = l1("grade", hostile_class, *NO_LIMITS)
+    assert status == 0 and "0 points" not in err
+    with Gradebook("sqlite:///gradebook.db") as gradebook:
+        scores = {each.student_id: each.score for each in gradebook.assignment_submissions("hostile")}
+    assert scores == {student: points for student, (_, points) in COPIED.items()} | {"other": 1}
+
+
+def test_of_a_copied_answer_nbgrader_takes_the_one_that_the_check_sees(hostile_class):
+    course = grading.Course(".")
+    for student, (copies, _) in COPIED.items():
+        hand_in(student, "hostile", with_cells(copies))
+        (submission,) = course.submissions(students=[student])
+        cells = grading._cleaned(course, submission).cells
+        known = [cell.metadata.nbgrader.grade_id for cell in cells if "nbgrader" in cell.metadata]
+        assert len(known) == len(set(known)) == 2 * len(HOSTILE) * 2
+        assert [cell.source for cell in cells if cell.get("id", "").startswith("copy-")] == copies
+        (seen,) = [i for i, cell in enumerate(cells) if sources.grade_id(cell) == "crash"]
+        check = max(i for i, cell in enumerate(cells) if cell.source == CHECK)
+        assert sources.grade_id(cells[check]) == "crash-check"
+        assert seen == max(i for i, cell in enumerate(cells[:check]) if cell.source in (RIGHT, OLD))
 
 
 def test_points_depend_on_what_was_raised_and_on_nothing_else():

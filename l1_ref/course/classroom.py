@@ -129,8 +129,7 @@ def configure(c: Any) -> None:
 
 
 _SANITIZE = (
-    "ClearOutput DeduplicateIds l1_ref.course.execution.RestoreCells "
-    "OverwriteKernelspec OverwriteCells CheckCellMetadata"
+    "ClearOutput l1_ref.course.restoring.RestoreCells OverwriteKernelspec OverwriteCells CheckCellMetadata"
 ).split()
 
 

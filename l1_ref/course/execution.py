@@ -15,7 +15,6 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
-from nbgrader.api import Gradebook
 from nbgrader.preprocessors import NbGraderPreprocessor
 from nbgrader.utils import is_grade
 from traitlets import Bool, Float, Integer
@@ -256,39 +255,3 @@ class RunApart(NbGraderPreprocessor):
             run = run_submission(nb, launcher, Path.cwd(), student, assignment)  # nbgrader moves to the course's folder
             pool.submit(asyncio.run, run).result()
         return nb, resources
-
-
-class RestoreCells(NbGraderPreprocessor):
-    """In nbgrader's autograde: puts back cells that a student deleted, and what nbgrader has to know of each."""
-
-    def preprocess(self, nb: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
-        """Restore a submission's cells.
-
-        Args:
-            nb: The submission.
-            resources: nbgrader's.
-        """
-        where = resources["nbgrader"]
-        with Gradebook(where["db_url"]) as gradebook:
-            known = gradebook.find_notebook(where["notebook"], where["assignment"])
-            points = {cell.name: cell.max_score for cell in known.grade_cells}
-            solutions = {cell.name for cell in known.solution_cells}
-            at = 0
-            for source in known.source_cells:
-                is_it = [grade_id(cell) == source.name for cell in nb.cells]
-                if True not in is_it:
-                    make = nbformat.v4.new_code_cell if source.cell_type == "code" else nbformat.v4.new_markdown_cell
-                    nb.cells.insert(at, make(source.source))
-                    is_it.insert(at, True)
-                cell = nb.cells[is_it.index(True)]
-                at = is_it.index(True) + 1
-                cell.metadata["nbgrader"] = _metadata(source, points, solutions)
-        return nb, resources
-
-
-def _metadata(source: Any, points: dict[str, float], solutions: set[str]) -> NotebookNode:
-    grade = {"points": points[source.name]} if source.name in points else {}
-    return NotebookNode(
-        grade=source.name in points, solution=source.name in solutions, locked=source.locked, task=False,
-        schema_version=3, grade_id=source.name, cell_type=source.cell_type, **grade,
-    )  # fmt: skip
