@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from l1_ref.config import L1Config
+from l1_ref.config import L1Config, require_count
 from l1_ref.linear import Linear
 
 
@@ -161,9 +161,12 @@ class KVCache:
 
     Args:
         config: Gives the number of layers and heads, the head width and the context length.
-        batch_size: Number of sequences B.
+        batch_size: Number of sequences B, at least 1.
         dtype: Of the keys and values; torch's default where None.
         device: Where they are kept.
+
+    Raises:
+        ValueError: `batch_size` is no whole number of at least 1.
 
     Example:
         >>> model = L1Model(L1Config.preset("tiny")).eval()
@@ -183,8 +186,7 @@ class KVCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got batch_size={batch_size}")
+        require_count("batch_size", batch_size)
         shape = (config.n_layers, batch_size, config.n_heads, config.max_seq_length, config.head_width)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (n_layers, B, H, max_seq_length, D)
         self.values = torch.zeros_like(self.keys)

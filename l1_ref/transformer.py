@@ -171,6 +171,13 @@ def checkpointed(block: nn.Module, x: Float[Tensor, "B T C"]) -> Float[Tensor, "
     return checkpoint(block, x, use_reentrant=False)
 
 
+def require_ids(ids: Any) -> None:
+    """Refuse what are no ids that an embedding can look up: int64 or int32, of shape (B, T)."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"ids must be a tensor of int64 or int32 of shape (B, T), got {got}")
+
+
 class L1Model(nn.Module):
     """The whole decoder-only transformer: embedding, blocks, final normalisation, head.
 
@@ -205,12 +212,14 @@ class L1Model(nn.Module):
         """Return the normalised hidden states, from which the head predicts.
 
         Args:
-            ids: The new token ids, each in 0 … vocab_size - 1.
+            ids: The new token ids, int64 or int32, each in 0 … vocab_size - 1.
             cache: What the tokens before them left behind; positions go on from `cache.length`, which moves on by T.
 
         Raises:
-            ValueError: An id is out of range, there is no token, or the sequence is longer than the context.
+            ValueError: The ids have another shape or dtype, one is out of range, there is no token, or the sequence is
+                longer than the context.
         """
+        require_ids(ids)
         x = self.embedding(ids, offset=cache.length if cache is not None else 0)  # (B, T, C)
         for block in self.blocks:
             if self.checkpointing and cache is None and torch.is_grad_enabled():
@@ -225,7 +234,7 @@ class L1Model(nn.Module):
         """Return a score for every token of the vocabulary, at every position.
 
         Args:
-            ids: Token ids, each in 0 … vocab_size - 1, at most `max_seq_length` a row.
+            ids: Token ids, int64 or int32, each in 0 … vocab_size - 1, at most `max_seq_length` a row.
 
         Raises:
             ValueError: As for `hidden`.
@@ -242,6 +251,9 @@ class L1Model(nn.Module):
 
         Returns:
             Prompt and continuation.
+
+        Raises:
+            ValueError: As for `l1_ref.generation.generate`.
         """
         from l1_ref.generation import generate  # downstream of this module: imported when called
 

@@ -18,6 +18,7 @@ from l1_ref.attention import (
     split_heads,
 )
 from l1_ref.config import L1Config
+from tests.plain_python import answers
 
 TOY = L1Config(vocab_size=11, max_seq_length=8, n_layers=2, n_heads=3, n_embd=12, dropout=0.0)
 # Float32 sums in another order: gradients reach 50 here, and cancel; float64 shows that nothing else differs.
@@ -270,5 +271,10 @@ def test_append_refuses_another_batch(B):
 
 
 def test_a_cache_needs_a_sequence():
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got batch_size=0"):
-        KVCache(TOY, 0)
+    setup = "from l1_ref.attention import KVCache; from l1_ref.config import L1Config"
+    expected = {
+        f"KVCache(L1Config.preset('tiny'), {wrong!r})": "ValueError: batch_size must be a whole number of at least 1, "
+        f"got batch_size={wrong!r}"
+        for wrong in (0, -1, 2.5, True, "x")
+    }
+    assert answers(setup, list(expected)) == expected

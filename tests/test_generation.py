@@ -18,6 +18,7 @@ from l1_ref.generation import (
     top_p_filter,
 )
 from l1_ref.transformer import L1Model
+from tests.plain_python import answers
 
 TOY = L1Config(vocab_size=23, max_seq_length=10, n_layers=2, n_heads=2, n_embd=12, dropout=0.5)
 NONE = -math.inf
@@ -58,6 +59,14 @@ def test_temperature_divides(temperature):
 def test_apply_temperature_refuses_what_is_not_above_zero(temperature):
     with pytest.raises(ValueError, match=f"temperature must be above 0, got temperature={temperature}"):
         apply_temperature(torch.zeros(1, 3), temperature)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-38])
+def test_apply_temperature_refuses_what_makes_a_score_infinite(temperature):
+    for logits in (torch.tensor([[40.0, 0.0]]), torch.tensor([[-40.0, -50.0]])):
+        with pytest.raises(ValueError, match=f"temperature must leave the largest score finite, got .*={temperature}"):
+            apply_temperature(logits, temperature)
+    assert apply_temperature(torch.tensor([[0.0, -40.0]]), 1e-38).tolist() == [[0.0, NONE]]  # chance 0, as it should
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 5, 6, 1000])
@@ -203,20 +212,26 @@ def test_wrong_settings_are_refused_by_sample_and_at_once_by_stream_and_generate
         assert str(error.value) == rule
 
 
+IDS_RULE = "ids must be a tensor of int64 or int32 of shape (B, T), got"
+STOP_RULE = "stop_token must be a whole number in 0..22 (vocab_size=23)"
+
+
 @pytest.mark.parametrize(
     "ids, settings, rule",
     [
         (torch.tensor([[0, 23]]), {}, "ids must be in 0..22 (vocab_size=23), got 23"),
         (torch.tensor([[-2, 0]]), {}, "ids must be in 0..22 (vocab_size=23), got -2"),
-        (torch.zeros(1, 0, dtype=torch.long), {}, "ids must be whole numbers of shape (B, T) with B, T >= 1, got"),
-        (torch.zeros(0, 3, dtype=torch.long), {}, "ids must be whole numbers of shape (B, T) with B, T >= 1, got"),
+        (torch.zeros(1, 0, dtype=torch.long), {}, "ids must hold a token, B, T >= 1, got shape (1, 0)"),
+        (torch.zeros(0, 3, dtype=torch.long), {}, "ids must hold a token, B, T >= 1, got shape (0, 3)"),
+        (torch.zeros(1, 3, dtype=torch.int16), {}, f"{IDS_RULE} torch.int16 (1, 3)"),
+        (torch.zeros(1, 3, dtype=torch.int8), {}, f"{IDS_RULE} torch.int8 (1, 3)"),
         (
             prompt(),
             {"max_new_tokens": -1},
             "max_new_tokens must be a whole number of at least 0, got max_new_tokens=-1",
         ),
-        (prompt(), {"stop_token": 23}, "stop_token must be in 0..22 (vocab_size=23), got stop_token=23"),
-        (prompt(), {"stop_token": -1}, "stop_token must be in 0..22 (vocab_size=23), got stop_token=-1"),
+        (prompt(), {"stop_token": 23}, f"{STOP_RULE}, got stop_token=23"),
+        (prompt(), {"stop_token": -1}, f"{STOP_RULE}, got stop_token=-1"),
     ],
 )
 def test_wrong_prompts_are_refused_before_anything_runs(ids, settings, rule):
@@ -226,6 +241,104 @@ def test_wrong_prompts_are_refused_before_anything_runs(ids, settings, rule):
             function(model, ids, **settings)
         assert str(error.value).startswith(rule)
     assert model.training
+
+
+SETUP = """
+import torch
+from l1_ref.config import L1Config
+from l1_ref.generation import apply_temperature, generate, greedy, sample, stream, top_k_filter, top_p_filter
+from l1_ref.transformer import L1Model
+model = L1Model(L1Config(vocab_size=23, max_seq_length=10, n_layers=1, n_heads=1, n_embd=4))
+ids, logits = torch.tensor([[1, 2]]), torch.zeros(1, 3)
+"""
+TEMPERATURE_RULE = "temperature must be a finite number of at least 0"
+LOGITS_RULE = "logits must be floats of shape (B, V) with B, V >= 1"
+OF_WRONG_TYPE = {
+    **{
+        f"{start}, temperature={value!r})": f"{TEMPERATURE_RULE}, got temperature={value!r}"
+        for start in ("sample(logits", "generate(model, ids", "stream(model, ids")
+        for value in ("hot", None, True)
+    },
+    "apply_temperature(logits, 'hot')": "temperature must be above 0, got temperature='hot'",
+    "apply_temperature(logits, None)": "temperature must be above 0, got temperature=None",
+    "top_p_filter(logits, 'x')": "top_p must be in (0, 1], got top_p='x'",
+    "sample(logits, top_p='x')": "top_p must be in (0, 1], got top_p='x'",
+    "generate(model, ids, top_p=True)": "top_p must be in (0, 1], got top_p=True",
+    **{
+        f"generate(model, ids, stop_token={value!r})": f"{STOP_RULE}, got stop_token={value!r}"
+        for value in (2.5, True, "x")
+    },
+    "generate(model, ids.bool())": f"{IDS_RULE} torch.bool (1, 2)",
+    "generate(model, ids.byte())": f"{IDS_RULE} torch.uint8 (1, 2)",
+    "generate(model, ids.float())": f"{IDS_RULE} torch.float32 (1, 2)",
+    "generate(model, ids[0])": f"{IDS_RULE} torch.int64 (2,)",
+    "generate(model, [[1, 2]])": f"{IDS_RULE} list",
+    "model.generate([[1, 2]])": f"{IDS_RULE} list",
+    "model(ids[0])": f"{IDS_RULE} torch.int64 (2,)",
+    "model(ids.bool())": f"{IDS_RULE} torch.bool (1, 2)",
+    "model(7)": f"{IDS_RULE} int",
+    **{
+        f"{call}": f"{LOGITS_RULE}, got {got}"
+        for logits, got in {
+            "logits[0]": "torch.float32 (3,)",
+            "logits[None]": "torch.float32 (1, 1, 3)",
+            "logits[:, :0]": "torch.float32 (1, 0)",
+            "logits.long()": "torch.int64 (1, 3)",
+            "[[0.0, 1.0]]": "list",
+        }.items()
+        for call in (
+            *(f"greedy({logits})", f"sample({logits})", f"apply_temperature({logits}, 1.0)"),
+            *(f"top_k_filter({logits}, 2)", f"top_p_filter({logits}, 0.5)", f"sample({logits}, temperature=0)"),
+        )
+    },
+}
+
+
+def test_values_of_the_wrong_type_or_shape_are_refused_by_their_rule():
+    assert answers(SETUP, list(OF_WRONG_TYPE)) == {call: f"ValueError: {rule}" for call, rule in OF_WRONG_TYPE.items()}
+
+
+@pytest.mark.parametrize("wrong", [NAN, math.inf, NONE])
+def test_a_row_without_a_finite_largest_score_is_refused(wrong):
+    logits = torch.tensor([[1.0, 2.0, 3.0], [NONE, wrong, NONE]])
+    for call in (
+        *(greedy, sample, lambda logits: sample(logits, 0.0), lambda logits: apply_temperature(logits, 2.0)),
+        *(lambda logits: top_k_filter(logits, 2), lambda logits: top_p_filter(logits, p=0.5)),
+    ):
+        with pytest.raises(ValueError) as error:
+            call(logits)
+        assert str(error.value) == f"the largest of each row of logits must be finite, without NaN or +inf, got {wrong}"
+
+
+def test_scores_that_only_float64_holds_are_drawn_from():
+    logits = torch.tensor([[1e300, -1e300, NONE]], dtype=torch.float64)
+    assert greedy(logits).item() == sample(logits).item() == sample(logits, 0.5, top_k=2, top_p=0.9).item() == 0
+    assert top_p_filter(logits, 0.5).tolist() == [[1e300, NONE, NONE]]
+
+
+def model_with_scores(score, dtype, vocab_size=50_257):
+    """Return a model that gives every token the same score."""
+    config = L1Config(vocab_size=vocab_size, max_seq_length=8, n_layers=1, n_heads=1, n_embd=64, tie_weights=False)
+    model = L1Model(config).to(dtype)
+    model.norm.weight.data.zero_()
+    model.norm.bias.data.fill_(1.0)
+    model.head.weight.data.fill_(score / 64)
+    return model
+
+
+@pytest.mark.parametrize("dtype, score", [(torch.float16, 32), (torch.bfloat16, 1e36), (torch.float32, 1e36)], ids=str)
+def test_a_sum_too_large_for_its_dtype_is_no_score_out_of_bounds(dtype, score):
+    ids = torch.tensor([[1, 2]])
+    assert generate(model_with_scores(score, dtype), ids, 3, generator=seeded()).shape == (1, 5)
+
+
+@pytest.mark.parametrize("wrong", [NAN, math.inf, NONE])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_model_with_one_score_out_of_bounds_is_refused(dtype, wrong):
+    model = model_with_scores(32.0, dtype)
+    model.head.weight.data[7] = wrong
+    with pytest.raises(ValueError, match="the model's scores must be finite, got inf or nan"):
+        generate(model, torch.tensor([[1, 2]]), 3)
 
 
 def test_the_call_of_the_design_works_as_written():

@@ -226,7 +226,7 @@ checks.apply_temperature(apply_temperature)
 # ## Top-k
 #
 # The tail is the trouble, so cut it off: keep the k likeliest tokens, remove the others (Fan, Lewis and Dauphin 2018,
-# section 5.1). To remove a token, set its score to −∞: softmax makes exactly 0 of it, and shares its chance among the
+# section 5.4). To remove a token, set its score to −∞: softmax makes exactly 0 of it, and shares its chance among the
 # others.
 
 
