@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from l1_ref.config import require_number
 from l1_ref.linear import linear
 
 # Logits of one piece in `linear_cross_entropy`: 2 MB in float32. Fewer rows than these would starve the matrix product.
@@ -32,6 +33,9 @@ def cross_entropy(
     Returns:
         The loss in nats a token, in float32 or better.
 
+    Raises:
+        ValueError: `label_smoothing` is outside [0, 1].
+
     Example:
         >>> logits = torch.zeros(2, 3, 8)  # each of 8 tokens is as likely as the others
         >>> round(cross_entropy(logits, torch.randint(8, (2, 3))).exp().item(), 3)
@@ -40,10 +44,15 @@ def cross_entropy(
     Source: Bengio et al. 2003, section 2; smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture",
     section 7.
     """
+    _check_smoothing(label_smoothing)
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # a sum over the vocabulary in half precision would lose the small terms
     rows, targets = logits.reshape(-1, logits.shape[-1]), targets.flatten().long()  # (N, V), (N,)
     return F.cross_entropy(rows, targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+
+def _check_smoothing(label_smoothing: float) -> None:
+    require_number("label_smoothing", label_smoothing, "in [0, 1]", lambda s: 0 <= s <= 1)
 
 
 def linear_cross_entropy(
@@ -69,6 +78,10 @@ def linear_cross_entropy(
         The loss in nats a token. Under autocast its products are in that dtype, which must not be float16: the
         gradients are made before a loss scale could reach them.
 
+    Raises:
+        ValueError: `label_smoothing` is outside [0, 1].
+        RuntimeError: A second backward pass through one loss: the first has used up the gradients, in place.
+
     Example:
         >>> hidden, weight, targets = torch.randn(2, 5, 4), torch.randn(9, 4), torch.randint(9, (2, 5))
         >>> explicit = cross_entropy(hidden @ weight.T, targets)
@@ -78,6 +91,7 @@ def linear_cross_entropy(
     Source: Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2, fused linear cross
     entropy; `cross_entropy` is the explicit twin.
     """
+    _check_smoothing(label_smoothing)
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), targets.flatten().long()  # (N, C), (N,)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -119,11 +133,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else:
                     d_weight += scores.t() @ x
         ctx.save_for_backward(d_rows, d_weight, n)
+        ctx.used_up = False
         return loss / n
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_loss):
+        # In place: a copy of the weight's gradient would be memory at the moment when a step holds the most.
+        if ctx.used_up:
+            raise RuntimeError(
+                "linear_cross_entropy must have one backward pass a loss, got a second; cross_entropy allows more"
+            )
+        ctx.used_up = True
         d_rows, d_weight, n = ctx.saved_tensors
         share = d_loss / n.clamp(min=1)
         return d_rows.mul_(share), d_weight.mul_(share), None, None, None, None, None
@@ -133,10 +154,11 @@ def perplexity(loss: float | Tensor) -> float | Tensor:
     """Return e^loss: among how many equally likely tokens the model hesitates.
 
     Args:
-        loss: Cross-entropy in nats, a number or a tensor.
+        loss: Cross-entropy in nats, at least 0, a number or a tensor.
 
     Returns:
-        At least 1; a float for a float, a tensor for a tensor; inf where a float's exponential overflows.
+        At least 1, since a cross-entropy is at least 0; a float for a float, a tensor for a tensor; inf where the
+        exponential overflows.
 
     Example:
         >>> perplexity(0.0), round(perplexity(2.0), 2)

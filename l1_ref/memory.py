@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from l1_ref.config import L1Config
+from l1_ref.config import L1Config, require_choice, require_count
+from l1_ref.steps import DTYPES
 from l1_ref.transformer import count_parameters
 
 
@@ -19,13 +20,16 @@ def training_memory(config: L1Config, batch_size: int, dtype: torch.dtype, check
 
     Args:
         config: The model's configuration.
-        batch_size: Sequences in a batch.
+        batch_size: Sequences in a batch, at least 1.
         dtype: Of the matrix products: torch.float32, torch.bfloat16 or torch.float16.
         checkpointing: Whether each block keeps its input only, and one block at a time is computed again.
 
     Returns:
         Bytes of `parameters`, `gradients`, `optimizer`, `activations` (kept from the forward pass), `recomputed` (one
         block's, with checkpointing) and their sum, `total`.
+
+    Raises:
+        ValueError: `batch_size`, `dtype` or `checkpointing` breaks its rule.
 
     Example:
         >>> config = L1Config.preset("tiny")
@@ -35,6 +39,9 @@ def training_memory(config: L1Config, batch_size: int, dtype: torch.dtype, check
 
     Source: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.
     """
+    require_count("batch_size", batch_size)
+    require_choice("dtype", dtype, tuple(DTYPES.values()))
+    require_choice("checkpointing", checkpointing, (True, False))
     half = dtype != torch.float32
     n_parameters, V, T = count_parameters(config), config.vocab_size, config.max_seq_length
     C, F_ = config.n_embd, config.n_inner
@@ -73,9 +80,10 @@ def _block_activations(config: L1Config, batch_size: int, width: int) -> int:
 
 
 def flops_per_token(config: L1Config) -> int:
-    """Count a training step's arithmetic: 6 for each weight in a product, and 12 L C T for attention.
+    """Count a training step's arithmetic: 6 for each parameter that is not only looked up, and 12 L C T for attention.
 
-    A weight costs a multiplication and an addition forwards, and twice that backwards.
+    A weight in a product costs a multiplication and an addition forwards, and twice that backwards. Biases and norms,
+    a small part, are counted as if they cost the same.
 
     Args:
         config: The model's configuration.

@@ -7,16 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l1_ref.config import is_number, require_number, require_whole
+
 
 def cosine_lr(step: int, lr_peak: float, warmup_steps: int, total_steps: int, lr_min: float = 0.0) -> float:
     """Return the learning rate at a step: a straight line up to the peak, then half a cosine down.
 
     Args:
         step: Steps taken so far, at least 0.
-        lr_peak: The largest rate, reached at `warmup_steps`.
+        lr_peak: The largest rate, at least 0, reached at `warmup_steps`.
         warmup_steps: Length of the straight line, in steps; 0 for none.
         total_steps: Where the cosine reaches `lr_min`; the rate stays there after.
-        lr_min: The last rate.
+        lr_min: The last rate, from 0 to `lr_peak`.
+
+    Returns:
+        The learning rate, from 0 to `lr_peak`.
+
+    Raises:
+        ValueError: An argument breaks its rule.
 
     Example:
         >>> [round(cosine_lr(step, lr_peak=1.0, warmup_steps=2, total_steps=6), 2) for step in range(8)]
@@ -24,6 +32,10 @@ def cosine_lr(step: int, lr_peak: float, warmup_steps: int, total_steps: int, lr
 
     Source: Loshchilov and Hutter 2017, "SGDR", equation 5; warm-up: Goyal et al. 2017, section 2.2.
     """
+    for name, n in (("step", step), ("warmup_steps", warmup_steps), ("total_steps", total_steps)):
+        require_whole(name, n, "of at least 0", lambda n: n >= 0)
+    require_number("lr_peak", lr_peak, "at least 0", lambda lr: lr >= 0)
+    require_number("lr_min", lr_min, f"from 0 to lr_peak={lr_peak}", lambda lr: 0 <= lr <= lr_peak)
     if step >= total_steps:
         return lr_min
     if step < warmup_steps:
@@ -91,10 +103,13 @@ def adamw_step(
         p: The parameter.
         grad: Its gradient, of the same shape.
         state: Empty at first; keeps `step`, `exp_avg` and `exp_avg_sq`.
-        lr: Learning rate.
-        betas: Memory of the running means of the gradient and of its square.
-        eps: Keeps the quotient finite.
-        weight_decay: Fraction of p, times lr, that is taken off before the update.
+        lr: Learning rate, at least 0.
+        betas: Memory of the running means of the gradient and of its square, each in [0, 1).
+        eps: At least 0, as in torch; above 0 it keeps the quotient finite.
+        weight_decay: Fraction of p, times lr, that is taken off before the update; at least 0.
+
+    Raises:
+        ValueError: A setting breaks its rule, or the gradient has another shape than p.
 
     Example:
         >>> p, state = torch.ones(2), {}
@@ -104,6 +119,7 @@ def adamw_step(
 
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
+    _check_update(p, grad, lr, betas, eps, weight_decay)
     if not state:
         state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
     state["step"] += 1
@@ -117,15 +133,28 @@ def adamw_step(
     p.sub_(lr * mean / (mean_square.sqrt() + eps))
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+def _check_update(p, grad, lr, betas, eps, weight_decay) -> None:
+    if grad.shape != p.shape:
+        raise ValueError(f"grad must have the shape of p, {tuple(p.shape)}, got {tuple(grad.shape)}")
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        require_number(name, value, "at least 0", lambda v: v >= 0)
+    two = isinstance(betas, (list, tuple)) and len(betas) == 2
+    if not two or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got betas={betas!r}")
+
+
+def clip_grad_norm(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> Tensor:
     """Shrink all gradients together so that their joint norm is at most `max_norm`, in place.
 
     Args:
-        parameters: Those whose gradient is None are passed over.
-        max_norm: Largest norm allowed, above 0.
+        parameters: Several, or a single one; those whose gradient is None are passed over.
+        max_norm: Largest norm allowed, above 0; inf clips nothing.
 
     Returns:
         The norm before clipping.
+
+    Raises:
+        ValueError: `max_norm` is not above 0.
 
     Example:
         >>> p = torch.nn.Parameter(torch.zeros(2))
@@ -135,4 +164,6 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
     Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
-    return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
+    require_number("max_norm", max_norm, "above 0", lambda norm: norm > 0, largest=math.inf)
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)

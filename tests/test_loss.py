@@ -89,6 +89,16 @@ def test_perplexity_gives_back_what_it_takes(loss, expected):
     assert isinstance(tensor, torch.Tensor) and tensor.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("smoothing", [2, 1.001, -1, -1e-9, math.nan, True])
+def test_a_smoothing_that_is_no_share_is_refused(smoothing):
+    rule = rf"label_smoothing must be a number in \[0, 1\], got label_smoothing={smoothing}"
+    targets = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=rule):
+        cross_entropy(torch.zeros(2, 3), targets, smoothing)
+    with pytest.raises(ValueError, match=rule):
+        linear_cross_entropy(torch.zeros(2, 4), torch.zeros(3, 4), targets, smoothing)
+
+
 def test_perplexity_is_the_number_of_equal_choices():
     loss = cross_entropy(torch.zeros(4, 9, dtype=torch.float64), torch.arange(4))
     assert perplexity(loss).item() == pytest.approx(9)
@@ -123,6 +133,19 @@ def test_linear_cross_entropy_of_nothing_but_padding_is_nan_with_gradients_of_ze
     loss = linear_cross_entropy(hidden, weight, torch.full((2,), -100))
     loss.backward()
     assert loss.isnan() and not hidden.grad.any() and not weight.grad.any()
+
+
+def test_linear_cross_entropy_has_one_backward_pass_and_says_so():
+    hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    targets = torch.randint(5, (6,))
+    loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward(retain_graph=True)
+    once = hidden.grad.clone(), weight.grad.clone()
+    with pytest.raises(RuntimeError, match="linear_cross_entropy must have one backward pass a loss, got a second"):
+        loss.backward()
+    assert torch.equal(hidden.grad, once[0]) and torch.equal(weight.grad, once[1])
+    linear_cross_entropy(hidden, weight, targets).backward()  # a loss of its own
+    torch.testing.assert_close(weight.grad, 2 * once[1])
 
 
 def test_linear_cross_entropy_keeps_gradients_and_no_logits():

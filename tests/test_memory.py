@@ -11,6 +11,7 @@ from l1_ref.memory import flops_per_token, saved_bytes, training_memory
 from l1_ref.optimization import build_optimizer
 from l1_ref.steps import train_step
 from l1_ref.transformer import L1Model
+from tests.plain_python import answers
 
 ODD = L1Config(vocab_size=311, max_seq_length=48, n_layers=3, n_heads=2, n_embd=48, n_inner=100)
 SIZES = pytest.mark.parametrize("config, batch_size", [(PRESETS["tiny"], 2), (ODD, 3)], ids=["tiny", "odd"])
@@ -106,6 +107,25 @@ def test_the_parts_are_whole_bytes_and_add_up(config, batch_size, dtype, checkpo
     assert parts.keys() == PARTS | {"total"}
     assert all(isinstance(n_bytes, int) for n_bytes in parts.values())
     assert parts["total"] == sum(parts[part] for part in PARTS)
+
+
+BATCH_RULE = "batch_size must be a whole number of at least 1, got batch_size"
+DTYPE_RULE = "dtype must be one of torch.float32, torch.bfloat16, torch.float16, got dtype"
+REFUSED = {
+    "training_memory(config, -1, torch.float32, False)": f"{BATCH_RULE}=-1",
+    "training_memory(config, 0, torch.float32, False)": f"{BATCH_RULE}=0",
+    "training_memory(config, 2.5, torch.float32, False)": f"{BATCH_RULE}=2.5",
+    "training_memory(config, 1, 'float32', False)": f"{DTYPE_RULE}='float32'",
+    "training_memory(config, 1, torch.float64, False)": f"{DTYPE_RULE}=torch.float64",
+    "training_memory(config, 1, torch.int8, False)": f"{DTYPE_RULE}=torch.int8",
+    "training_memory(config, 1, torch.float32, 1)": "checkpointing must be one of True, False, got checkpointing=1",
+}
+
+
+def test_what_has_no_such_memory_is_refused():
+    setup = "import torch; from l1_ref.config import L1Config; from l1_ref.memory import training_memory\n"
+    found = answers(f"{setup}config = L1Config.preset('tiny')", list(REFUSED))
+    assert found == {call: f"ValueError: {rule}" for call, rule in REFUSED.items()}
 
 
 def test_checkpointing_and_half_precision_save_memory_at_full_size():

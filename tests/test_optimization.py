@@ -9,6 +9,7 @@ from torch import nn
 from l1_ref.config import L1Config
 from l1_ref.optimization import adamw_step, build_optimizer, clip_grad_norm, cosine_lr, parameter_groups
 from l1_ref.transformer import L1Model
+from tests.plain_python import answers
 
 TOY = L1Config(vocab_size=13, max_seq_length=6, n_layers=2, n_heads=2, n_embd=8)
 
@@ -46,6 +47,50 @@ def test_cosine_lr_rises_then_falls_to_zero_without_lr_min():
 
 def test_cosine_lr_of_a_run_of_no_steps_is_its_end():
     assert cosine_lr(0, 1.0, 0, 0, lr_min=0.1) == 0.1
+
+
+PEAK_RULE, END_RULE = "lr_peak must be a number at least 0", "lr_min must be a number from 0 to lr_peak=1.0"
+REFUSED = {
+    "cosine_lr(-1, 1.0, 2, 6)": "step must be a whole number of at least 0, got step=-1",
+    "cosine_lr(0.5, 1.0, 2, 6)": "step must be a whole number of at least 0, got step=0.5",
+    "cosine_lr(1, 1.0, -2, 6)": "warmup_steps must be a whole number of at least 0, got warmup_steps=-2",
+    "cosine_lr(1, 1.0, 2, nan)": "total_steps must be a whole number of at least 0, got total_steps=nan",
+    "cosine_lr(1, nan, 2, 6)": f"{PEAK_RULE}, got lr_peak=nan",
+    "cosine_lr(1, -1.0, 2, 6)": f"{PEAK_RULE}, got lr_peak=-1.0",
+    "cosine_lr(1, 1.0, 2, 6, nan)": f"{END_RULE}, got lr_min=nan",
+    "cosine_lr(1, 1.0, 2, 6, -0.1)": f"{END_RULE}, got lr_min=-0.1",
+    "cosine_lr(9, 1.0, 2, 6, 1.5)": f"{END_RULE}, got lr_min=1.5",
+    "adamw(lr=-0.1)": "lr must be a number at least 0, got lr=-0.1",
+    "adamw(lr=nan)": "lr must be a number at least 0, got lr=nan",
+    "adamw(lr='fast')": "lr must be a number at least 0, got lr='fast'",
+    "adamw(eps=-1e-8)": "eps must be a number at least 0, got eps=-1e-08",
+    "adamw(weight_decay=-1.0)": "weight_decay must be a number at least 0, got weight_decay=-1.0",
+    "adamw(betas=(1.0, 1.0))": "betas must be two numbers in [0, 1), got betas=(1.0, 1.0)",
+    "adamw(betas=(0.9, nan))": "betas must be two numbers in [0, 1), got betas=(0.9, nan)",
+    "adamw(betas=0.9)": "betas must be two numbers in [0, 1), got betas=0.9",
+    "adamw(betas=(0.9,))": "betas must be two numbers in [0, 1), got betas=(0.9,)",
+    "adamw(grad=torch.ones(1))": "grad must have the shape of p, (2,), got (1,)",
+    "adamw(grad=torch.ones(3, 2))": "grad must have the shape of p, (2,), got (3, 2)",
+    "clip_grad_norm([p], 0)": "max_norm must be a number above 0, got max_norm=0",
+    "clip_grad_norm([p], -1.0)": "max_norm must be a number above 0, got max_norm=-1.0",
+    "clip_grad_norm([p], nan)": "max_norm must be a number above 0, got max_norm=nan",
+    "clip_grad_norm([p], None)": "max_norm must be a number above 0, got max_norm=None",
+}
+SETUP = """
+import torch
+from math import nan
+from l1_ref.optimization import adamw_step, clip_grad_norm, cosine_lr
+p = torch.nn.Parameter(torch.ones(2))
+p.grad = torch.ones(2)
+def adamw(grad=p.grad, lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0):
+    adamw_step(p, grad, {}, lr, betas, eps, weight_decay)
+"""
+
+
+def test_settings_out_of_their_rules_are_refused_and_change_nothing():
+    unchanged = "torch.testing.assert_close([p.data, p.grad], [torch.ones(2), torch.ones(2)])"
+    expected = {call: f"ValueError: {rule}" for call, rule in REFUSED.items()} | {unchanged: "accepted"}
+    assert answers(SETUP, list(expected)) == expected
 
 
 def names_of(model, groups):
@@ -123,6 +168,12 @@ def test_clipping_measures_all_gradients_together(max_norm, scale):
     torch.testing.assert_close(parameters[0].grad, torch.tensor([3.0, 0.0, 4.0]) * scale)
     torch.testing.assert_close(parameters[2].grad, torch.tensor([0.0, 12.0, 0.0]) * scale)
     assert parameters[1].grad is None
+
+
+def test_a_single_tensor_is_one_parameter():
+    (p,) = parameters_with([3.0, 0.0, 4.0])
+    assert float(clip_grad_norm(p, 2.5)) == 5.0
+    torch.testing.assert_close(p.grad, torch.tensor([1.5, 0.0, 2.0]))
 
 
 def test_gradients_below_the_limit_are_not_touched():
