@@ -1,11 +1,13 @@
 """One training step in its several forms, and evaluation."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from l1_ref.config import require_choice, require_number
 from l1_ref.data import Batch
 from l1_ref.loss import cross_entropy, linear_cross_entropy
 from l1_ref.optimization import clip_grad_norm
@@ -54,10 +56,13 @@ def train_step(
         x: Input ids.
         y: Targets: for each position, the id that follows.
         optimizer: Holds the model's parameters.
-        max_norm: Largest joint norm of the gradients.
+        max_norm: Largest joint norm of the gradients, above 0.
 
     Returns:
         The loss before the step, in nats a token, detached.
+
+    Raises:
+        ValueError: `max_norm` is not above 0.
 
     Example:
         >>> model = L1Model(L1Config.preset("tiny"))
@@ -90,13 +95,16 @@ def accumulate_gradients(
 
     Args:
         model: Maps ids to logits; its gradients are added to, not reset.
-        micro_batches: Pairs of inputs and targets.
-        dtype: Of the matrix products in the forward pass.
+        micro_batches: Pairs of inputs and targets, at least one.
+        dtype: Of the matrix products in the forward pass: torch.float32, torch.bfloat16 or torch.float16.
         scaler: Scales the loss before the backward pass, for float16.
         label_smoothing: As in `cross_entropy`.
 
     Returns:
-        The mean loss of all targets, in nats a token, detached.
+        The mean loss of all targets, in nats a token, detached; NaN where no target counts.
+
+    Raises:
+        ValueError: There is no micro-batch, or `dtype` or `label_smoothing` breaks its rule.
 
     Example:
         >>> model = L1Model(L1Config.preset("tiny"))
@@ -104,8 +112,13 @@ def accumulate_gradients(
         >>> loss = accumulate_gradients(model, [(x[:2], y[:2]), (x[2:], y[2:])])
         >>> torch.allclose(loss, cross_entropy(model(x), y), atol=1e-4)
         True
+
+    Source: Ott et al. 2018, "Scaling Neural Machine Translation".
     """
+    require_choice("dtype", dtype, tuple(DTYPES.values()))
     micro_batches = list(micro_batches)
+    if not micro_batches:
+        raise ValueError("micro_batches must hold at least one batch, got none")
     targets = sum((y != -100).sum() for _, y in micro_batches)
     total = 0.0
     for x, y in micro_batches:
@@ -128,10 +141,13 @@ def loss_scaled_step(
         x: Input ids.
         y: Targets.
         optimizer: Holds the model's parameters.
-        scale: Multiplies the loss; the gradients are divided by it again before the step.
+        scale: Above 0; multiplies the loss. The gradients are divided by it again before the step.
 
     Returns:
         The loss, unscaled and detached, whether the step was taken or not.
+
+    Raises:
+        ValueError: The scale is no number above 0.
 
     Example:
         >>> model = L1Model(L1Config.preset("tiny"))
@@ -143,6 +159,7 @@ def loss_scaled_step(
 
     Source: Micikevicius et al. 2018, "Mixed Precision Training", section 3.2.
     """
+    require_number("scale", scale, "above 0", lambda scale: scale > 0, largest=math.inf)
     optimizer.zero_grad()
     loss = batch_loss(model, x, y)
     (loss * scale).backward()
@@ -177,6 +194,9 @@ def amp_train_step(
     Returns:
         The loss, unscaled and detached.
 
+    Raises:
+        ValueError: `dtype`, `max_norm` or the scaler's scale breaks its rule.
+
     Example:
         >>> model = L1Model(L1Config.preset("tiny"))
         >>> optimizer, scaler = build_optimizer(model, lr=1e-3), torch.amp.GradScaler("cpu", enabled=False)
@@ -193,7 +213,23 @@ def amp_train_step(
     return loss
 
 
-def scaled_update(model, optimizer, scaler, max_norm: float) -> None:
+def scaled_update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_norm: float
+) -> None:
+    """Unscale the gradients, clip them, take the step unless one of them overflowed, and adjust the scale.
+
+    Args:
+        model: Its gradients are those of the scaled loss.
+        optimizer: Holds the model's parameters.
+        scaler: The one that scaled the loss; its scale must be above 0.
+        max_norm: Largest joint norm of the gradients, measured after unscaling.
+
+    Raises:
+        ValueError: The scale or `max_norm` is not above 0.
+
+    Source: Micikevicius et al. 2018, section 3.2.
+    """
+    require_number("scale", scaler.get_scale(), "above 0", lambda scale: scale > 0, largest=math.inf)
     scaler.unscale_(optimizer)  # first: clipping must see the true gradients
     clip_grad_norm(model.parameters(), max_norm)
     scaler.step(optimizer)
@@ -207,17 +243,23 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], dtype: torch.dtype = to
     Args:
         model: Left in the mode in which it came.
         batches: Inputs and targets; targets of -100 do not count.
-        dtype: Of the matrix products.
+        dtype: Of the matrix products: torch.float32, torch.bfloat16 or torch.float16.
+
+    Returns:
+        The mean loss, each target counted once.
 
     Raises:
-        ValueError: There is no target.
+        ValueError: There is no target, or `dtype` breaks its rule.
 
     Example:
         >>> model = L1Model(L1Config.preset("tiny"))
         >>> batch = next_token_batch(torch.arange(200), batch_size=2, context=16)
         >>> 6 < evaluate(model, [batch]) < 8  # a blind guess among 1,000 tokens costs log(1000) = 6.9 nats
         True
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 3.1.
     """
+    require_choice("dtype", dtype, tuple(DTYPES.values()))
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -18,6 +18,7 @@ from l1_ref.steps import (
     train_step,
 )
 from l1_ref.transformer import L1Model
+from tests.plain_python import answers
 
 TOY = L1Config(vocab_size=17, max_seq_length=8, n_layers=2, n_heads=2, n_embd=16, dropout=0.0)
 HALVES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -135,6 +136,44 @@ def test_accumulation_adds_to_what_is_there_and_detaches():
     accumulate_gradients(model, [batch()])
     for p, gradient in zip(model.parameters(), once, strict=True):
         torch.testing.assert_close(p.grad, 2 * gradient)
+
+
+DTYPE_RULE = "dtype must be one of torch.float32, torch.bfloat16, torch.float16, got dtype"
+REFUSED = {
+    "accumulate_gradients(model, [])": "micro_batches must hold at least one batch, got none",
+    "accumulate_gradients(model, iter([]))": "micro_batches must hold at least one batch, got none",
+    "accumulate_gradients(model, [(x, x)], torch.float64)": f"{DTYPE_RULE}=torch.float64",
+    "accumulate_gradients(model, [(x, x)], 'bfloat16')": f"{DTYPE_RULE}='bfloat16'",
+    "amp_train_step(model, x, x, optimizer, scaler, torch.float64)": f"{DTYPE_RULE}=torch.float64",
+    "evaluate(model, [(x, x)], 'float16')": f"{DTYPE_RULE}='float16'",
+    **{
+        f"loss_scaled_step(model, x, x, optimizer, {scale})": f"scale must be a number above 0, got scale={scale}"
+        for scale in (0, -1.0, "nan", True)
+    },
+    **{
+        f"scaled_update(model, optimizer, torch.amp.GradScaler('cpu', {scale}), 1.0)": (
+            f"scale must be a number above 0, got scale={scale}"
+        )
+        for scale in (0.0, -2.0, "nan")
+    },
+    "train_step(model, x, x, optimizer, -1.0)": "max_norm must be a number above 0, got max_norm=-1.0",
+}
+
+
+def test_settings_out_of_their_rules_are_refused_and_change_no_weight():
+    setup = """
+import torch
+from math import nan
+from l1_ref import *
+from l1_ref.steps import scaled_update
+model = L1Model(L1Config(vocab_size=17, max_seq_length=8, n_layers=1, n_heads=1, n_embd=4))
+before = [p.clone() for p in model.parameters()]
+optimizer, x = build_optimizer(model, 0.1), torch.tensor([[1, 2]])
+scaler = torch.amp.GradScaler("cpu")
+"""
+    expected = {call: f"ValueError: {rule}" for call, rule in REFUSED.items()}
+    expected["torch.testing.assert_close([p.data for p in model.parameters()], before)"] = "accepted"
+    assert answers(setup, list(expected)) == expected
 
 
 @pytest.mark.parametrize("scale", [2.0**-8, 1.0, 2.0**10, 2.0**16])
