@@ -220,16 +220,15 @@ def grade(
             "on Linux, or in a container with nothing else in it and --without-limits"
         )
     stop = _Stop()
-    with alone(course.folder / LOCK), handling(stop):
+    with alone(course.folder / LOCK), handling(stop), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the database's layer about nbgrader's code, of nbformat about cells' ids
         try:
             with Launcher(amount, with_limits) as launcher:
                 stop.run(_run_all(course, submissions, launcher, jobs, say))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the database's layer, about nbgrader's own code
-                for submission in submissions:
-                    _score(course, submission)
-                    say("scored", len(submissions))
-                    stop.heed()
+            for submission in submissions:
+                _score(course, submission)
+                say("scored", len(submissions))
+                stop.heed()
         finally:
             ALREADY_RUN.clear()
 
