@@ -334,6 +334,19 @@ def test_a_workspace_without_notebooks_is_told(workspace):
     assert result.exit_code == 2 and "holds no notebook of the course; l1 learn" in result.stderr
 
 
+def test_a_notebook_without_a_check_is_nothing_to_run(workspace):
+    path = write(workspace / "mine.ipynb", {"one": "1 + 1"})
+    result = l1("check", path)
+    assert result.exit_code == 2 and "no exercises" in result.stdout
+
+
+def test_a_report_that_cannot_be_written_costs_no_result(workspace):
+    (workspace / "file").write_text("")
+    result = l1("check", "03", "--workspace", workspace, "--junit", workspace / "file" / "junit.xml")
+    assert result.exit_code == 2 and "03_attention" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith(f"error: cannot write {workspace / 'file' / 'junit.xml'}")
+
+
 def test_what_is_as_it_was_handed_out_is_not_run(tmp_path, monkeypatch):
     learn(tmp_path / "fresh")
     monkeypatch.setattr(checking.NotebookRun, "_execute", None)  # a call of it would fail
@@ -344,7 +357,13 @@ def test_what_is_as_it_was_handed_out_is_not_run(tmp_path, monkeypatch):
     assert run.ended and told == ["03_attention"] * run.n_cells
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 3}', "\xff"])
+CELL = '{"cells": [{"cell_type": "code", "source": %s, "metadata": %s, "outputs": [], "execution_count": null}], '
+CELL += '"metadata": {}, "nbformat": 4, "nbformat_minor": 4}'
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"cells": 3}', "\xff", CELL % ("7", "{}"), CELL % ('"1"', '{"tags": 7}')]
+)
 def test_a_broken_notebook_is_not_reached_and_stops_no_other(workspace, content):
     path = workspace / "03_attention.ipynb"
     path.write_bytes(content.encode("latin-1"))
@@ -419,5 +438,6 @@ def test_show_prints_what_the_notebook_shows():
     from l1_ref.checks.showing import Shown
 
     assert l1("show", "gelu").stdout == Shown(checks.EXERCISES["gelu"]).text + "\n"
-    with pytest.raises(ValueError, match="no exercise is called 'gellu'; did you mean 'gelu'"):
-        cli.app(["show", "gellu"], standalone_mode=False)
+    for asked, meant in (("gellu", "gelu"), ("SOFTMAX", "softmax"), ("feedforward", "FeedForward")):
+        with pytest.raises(ValueError, match=f"no exercise is called '{asked}'; did you mean '{meant}'"):
+            cli.app(["show", asked], standalone_mode=False)

@@ -1,5 +1,6 @@
 """Checks that name the mistake: `checks.softmax(my_softmax)`, `checks.hint("softmax")`, `checks.give("softmax")`."""
 
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Callable
@@ -76,10 +77,11 @@ def exercise(name: str | Callable) -> Exercise:
         KeyError: There is none of that name; the message offers the nearest.
     """
     name = name.name if isinstance(name, Exercise) else getattr(name, "__name__", name)
-    if name in EXERCISES:
+    if isinstance(name, str) and name in EXERCISES:
         return EXERCISES[name]
-    near = get_close_matches(str(name), EXERCISES, n=1)
-    problem = f"no exercise is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    spelled = {known.lower(): known for known in EXERCISES}
+    near = get_close_matches(str(name).lower(), spelled, n=1)
+    problem = f"no exercise is called {name!r}" + (f"; did you mean {spelled[near[0]]!r}?" if near else "")
     raise messages.briefly(KeyError(problem))
 
 
@@ -108,7 +110,7 @@ def hint(name: str | Callable, n: int | None = None) -> None:
     """
     asked = exercise(name)
     name, hints = asked.name, asked.hints
-    if n is not None and n not in range(1, len(hints) + 1):
+    if n is not None and (type(n) is not int or n not in range(1, len(hints) + 1)):
         raise messages.briefly(ValueError(f"n must be in 1..{len(hints)}, got n={n}"))
     fresh = n is None and _hints_taken[name] < len(hints)
     _hints_taken[name] += fresh
@@ -171,7 +173,7 @@ def progress(folder: Path | str | None = None) -> None:
         print("progress is kept in a workspace, and this folder is in none; l1 learn makes one")
         return
     if folder is not None and not marks.is_workspace(folder):
-        print(f"{folder} is no workspace; l1 learn {folder} makes one")
+        print(f"{folder} is no workspace; l1 learn {shlex.quote(str(folder))} makes one")
         return
     from l1_ref.course import standing  # downstream of this module: imported when called
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 import time
@@ -20,9 +21,10 @@ from nbformat import NotebookNode
 
 from l1_ref.checks import EXERCISES, marks, messages
 from l1_ref.checks.messages import STUB_MESSAGE
-from l1_ref.course import build, sources
+from l1_ref.course import build, editions, sources
 from l1_ref.course.blank import load_blank
 from l1_ref.course.outcomes import UNREACHED, Outcome, Result
+from l1_ref.files import read_bytes
 
 LIMIT_S = 60.0  # of a cell
 _GRACE_S = 5.0  # from the interruption of a cell to the end of a kernel that swallows it
@@ -68,10 +70,9 @@ class NotebookRun:
     def _read(self) -> NotebookNode:
         try:
             with warnings.catch_warnings(action="ignore"):  # cells without ids, as older programs write them
-                return nbformat.read(self.path, as_version=4)
-        except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
-            problem = str(error).strip().partition("\n")[0]
-            self.stopped = f"{self.path.name} is no notebook: {problem[:200]}"
+                return editions.as_notebook(read_bytes(self.path))
+        except ValueError as error:
+            self.stopped = f"{self.path.name} is no notebook: {str(error)[:200]}"
             return nbformat.v4.new_notebook()
 
     async def run(self, tell: Callable[[str], None] = str) -> Outcome:
@@ -312,7 +313,8 @@ def find(names: Iterable[str], workspace: Path) -> list[Path]:
     held = [path for name in sources.names() if (path := workspace / f"{name}.ipynb").is_file()]
     found = [_one(name, held, workspace) for name in names] or held
     if not found:
-        raise ValueError(f"{workspace} holds no notebook of the course; l1 learn {workspace} adds them")
+        quoted = shlex.quote(str(workspace))
+        raise ValueError(f"{workspace} holds no notebook of the course; l1 learn {quoted} adds them")
     return list(dict.fromkeys(found))
 
 

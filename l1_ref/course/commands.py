@@ -72,8 +72,6 @@ def check(
         runs = _prepare(notebooks or [], workspace, junit, jobs, timeout)
         with handling(stop_once()), tables.bar(sum(run.n_cells for run in runs)) as tell:
             found = checking.run_all(runs, jobs, tell, checking.record)
-        if junit is not None:
-            write_atomic(junit, outcomes.as_junit(found))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -86,7 +84,21 @@ def check(
     else:
         tables.show(tables.of_checks(found), out)
         out.print(tables.summary(found))
-    raise typer.Exit(not outcomes.all_passed(found))
+    try:
+        if junit is not None:  # after what took the time is shown
+            write_atomic(junit, outcomes.as_junit(found))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    raise typer.Exit(_status(found))
+
+
+def _status(found: list[Any]) -> int:
+    from l1_ref.course import outcomes
+
+    if not any(each.results or each.stopped for each in found):
+        return 2
+    return int(not outcomes.all_passed(found))
 
 
 def _prepare(names: list[str], folder: Path | None, junit: Path | None, jobs: int, timeout: float) -> list:

@@ -1,5 +1,6 @@
 """The course's new edition comes into a workspace, and all that the reader wrote is carried over."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,14 +87,14 @@ def update(folder: Path | str = "workspace") -> Report:
     """
     folder = Path(folder).expanduser()
     if not (folder / marks.MARKER).is_file():
-        raise WorkspaceError(f"{folder} is no workspace; l1 learn {folder} makes one")
+        raise WorkspaceError(f"{folder} is no workspace; l1 learn {shlex.quote(str(folder))} makes one")
     try:
         with alone(folder / editions.LOCK):
             return _update(folder)
     except OSError as error:
         raise WorkspaceError(
             f"the workspace {folder} cannot be updated ({error.strerror or error}); what was not reached is as it was, "
-            f"and l1 update {folder} goes on"
+            f"and l1 update {shlex.quote(str(folder))} goes on"
         ) from None
 
 

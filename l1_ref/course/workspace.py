@@ -42,7 +42,8 @@ def learn(folder: Path | str = "workspace", say: Callable[[str], object] = lambd
     folder = Path(folder).expanduser()
     around = marks.find_workspace(folder.absolute().parent)
     if around is not None and not (folder / marks.MARKER).is_file():
-        raise WorkspaceError(f"{folder} lies inside the workspace {around}; go on in that one: l1 learn {around}")
+        command = f"l1 learn {shlex.quote(str(around))}"
+        raise WorkspaceError(f"{folder} lies inside the workspace {around}; go on in that one: {command}")
     _require_usable(folder)
     try:
         if not (folder / marks.MARKER).exists():
@@ -93,7 +94,8 @@ def _require_usable(folder: Path) -> None:
             others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         except OSError as error:
             raise WorkspaceError(f"the workspace {folder} cannot be read: {error.strerror}") from None
-        if others and not (folder / marks.MARKER).is_file():
+        # A copy made without its hidden files is known by the progress.
+        if others and not marks.is_workspace(folder):
             raise WorkspaceError(
                 f"{folder} holds other files ({', '.join(others[:3])}{', …' if len(others) > 3 else ''}) and is no "
                 "workspace of this course; choose an empty or a new folder: l1 learn FOLDER"

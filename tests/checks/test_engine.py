@@ -258,6 +258,8 @@ def test_a_cell_that_uses_a_blank_is_told_in_two_lines(monkeypatch, capsys):
         ('checks.hint("sofmax")', "KeyError: no exercise is called 'sofmax'; did you mean 'softmax'?\n"),
         ("checks.sofmax(len)", "AttributeError: no exercise is called 'sofmax'; did you mean 'softmax'?\n"),
         ('checks.hint("softmax", 4)', "ValueError: n must be in 1..3, got n=4\n"),
+        ('checks.hint("softmax", True)', "ValueError: n must be in 1..3, got n=True\n"),
+        ('checks.hint(["softmax"])', "KeyError: no exercise is called ['softmax']; did you mean 'softmax'?\n"),
     ],
 )
 def test_a_slip_in_a_call_of_checks_is_told_in_one_line(code, told, capsys):
