@@ -81,7 +81,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         by_kind.setdefault(kind, {})[name] = tensor
     parameters = dict(model.named_parameters())
     check_parameters(model, by_kind["model"], path)
-    _check_moments({kind: found for kind, found in by_kind.items() if kind != "model"}, parameters, path)
+    trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    _check_moments({kind: found for kind, found in by_kind.items() if kind != "model"}, trainable, path)
     assign_parameters(model, by_kind["model"], path)
     for name in by_kind["exp_avg"]:
         # Beside the parameter, where AdamW's fused kernel wants its step counter; copied, so that the file is let go.
@@ -99,14 +100,15 @@ def _check_moments(moments: dict[str, dict[str, Tensor]], parameters: dict[str, 
             or len(found) != len(moments["step"])
         ):
             raise ValueError(
-                f"{path} must hold {', '.join(_MOMENTS)} of every parameter or of none, got {moment} of {len(found)} "
-                f"of {len(parameters)}"
+                f"{path} must hold {', '.join(_MOMENTS)} of every trainable parameter or of none, got {moment} of "
+                f"{len(found)} for {len(parameters)}"
             )
         for name, tensor in found.items():
-            shape = () if moment == "step" else tuple(parameters[name].shape)
-            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            parameter = parameters[name]
+            kind = (torch.float32, ()) if moment == "step" else (parameter.dtype, tuple(parameter.shape))
+            if (tensor.dtype, tuple(tensor.shape)) != kind:
                 raise ValueError(
-                    f"{moment} of {name} in {path} must be float32 of shape {shape}, got {tensor.dtype} of shape "
+                    f"{moment} of {name} in {path} must be {kind[0]} of shape {kind[1]}, got {tensor.dtype} of shape "
                     f"{tuple(tensor.shape)}"
                 )
 

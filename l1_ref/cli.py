@@ -12,14 +12,13 @@ import torch
 import typer
 from rich.table import Table
 
-from l1_ref.checkpoint import CHECKPOINT_FILE, read_checkpoint_state
+from l1_ref.checkpoint import read_checkpoint_state
 from l1_ref.config import L1Config, require_whole
 from l1_ref.course import commands
 from l1_ref.data import DATA_DIR
 from l1_ref.loss import perplexity
 from l1_ref.runs import SPEC_FILE, RunSpec, continue_text, rebuild_data, train_run
 from l1_ref.training import TrainingConfig, handling
-from l1_ref.weights import METRICS_FILE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +46,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     accumulation: Annotated[int | None, typer.Option(help="Batches whose gradients one step adds up.")] = None,
     lr_peak: Annotated[float | None, typer.Option(help="Peak learning rate. Default: 0.384 / width.")] = None,
-    lr_min: Annotated[float | None, typer.Option(help="Last learning rate.")] = None,
+    lr_min: Annotated[float | None, typer.Option(help="What the learning rate falls to.")] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps up to the peak. Default: a twentieth of all.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decay of the matrices.")] = None,
     max_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = None,
@@ -71,7 +70,6 @@ def train(
     default = Path("runs") / (Path(texts[0]).stem if texts else "tales")
     folder = out_folder or default
     spec = RunSpec(texts, tokenizer, preset, model_settings, training)
-    _require_free(folder, resume)
     try:
         with handling(commands.stop_once()):
             metrics = train_run(spec, folder, resume=resume, device=_device(device), say=out.print)
@@ -101,7 +99,8 @@ def _sort_arguments(files: list[str], settings: list[str]) -> tuple[list[str], d
     for setting in settings + trailing:
         name, equals, value = setting.partition("=")
         if not equals or name not in known:
-            raise ValueError(f"--set must be field=value with a field of L1Config, got {setting!r}; {sorted(known)}")
+            free = ", ".join(sorted(known - {"vocab_size"}))
+            raise ValueError(f"--set must be field=value with one of the model's fields ({free}), got {setting!r}")
         values[name] = _parse(value)
     return [text for text in files if text not in trailing], values
 
@@ -126,22 +125,12 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _require_free(folder: Path, resume: bool) -> None:
-    if not resume and (folder / METRICS_FILE).exists():
-        raise ValueError(f"--out must be a folder without a run, {folder} holds one; choose another, or move it away")
-    if not resume and (folder / CHECKPOINT_FILE).exists():
-        raise ValueError(
-            f"--out must be a folder without a run, {folder} holds an unfinished one; go on with it (--resume), choose "
-            "another, or move it away"
-        )
-
-
 def _report(metrics: dict[str, Any], folder: Path) -> None:
     loss, floor = metrics["validation_loss"], metrics["floor"]
     table = Table(show_header=False, box=None)
     table.add_column()
     table.add_column(overflow="fold")  # a path is worth nothing without its end
-    table.add_row("validation loss", f"{loss:.4f} nats a token (perplexity {perplexity(loss):.2f})")
+    table.add_row("validation loss", f"{loss:.4f} nats a token (perplexity {_short(perplexity(loss))})")
     if floor is not None:
         table.add_row("entropy floor", f"{floor:.4f} nats a token: no model can do better")
         table.add_row("excess", f"{loss - floor:.4f} nats, {100 * (loss - floor) / floor:.1f} % of the floor")
@@ -151,6 +140,10 @@ def _report(metrics: dict[str, Any], folder: Path) -> None:
     table.add_row("run", f"{folder}  (loss.png shows the curve)")
     out.print(table)
     out.print(f'Talk to it: l1 generate {shlex.quote(str(folder))} "…"')
+
+
+def _short(number: float) -> str:
+    return f"{number:.2f}" if number < 1e6 else f"{number:.1e}"
 
 
 @app.command()

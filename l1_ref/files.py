@@ -47,7 +47,8 @@ def replacing(path: PathLike) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(folder.stat().st_mode & 0o666)  # some writers make files that only their owner may read
+        # Some writers make files that only their owner may read; what was there keeps its rights.
+        temporary.chmod((path if path.exists() else folder).stat().st_mode & 0o666)
         os.replace(temporary, path)
     except OSError as error:
         if error.strerror is None:  # the message is already a sentence of ours
@@ -98,14 +99,16 @@ def alone(path: PathLike) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # not before a lock is needed
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(f"another process holds {path}; wait until it has ended") from None
     except NotImplementedError:
         pass
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror or error}") from None
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from l1_ref import tales
 from l1_ref.checkpoint import CHECKPOINT_FILE, read_checkpoint_state
 from l1_ref.config import PRESETS, L1Config
 from l1_ref.data import DATA_DIR, Corpus, make_corpus, make_document_corpus, read_documents
-from l1_ref.files import read_json, replacing, write_atomic, write_json
+from l1_ref.files import alone, read_json, replacing, write_atomic, write_json
 from l1_ref.generation import stream
 from l1_ref.memory import training_memory
 from l1_ref.tokenizer import (
@@ -31,6 +31,7 @@ from l1_ref.transformer import L1Model, count_parameters
 from l1_ref.weights import CONFIG_FILE, METRICS_FILE, MODEL_FILE, load_run, require_memory, save_model
 
 SPEC_FILE = "run.json"
+LOCK = ".lock"
 # Seen thirty times over, the committed tales would be learned by heart: a run draws more from the same grammar.
 N_DRAWN_TALES, DRAWING_SEED = 37_750, 2023
 TALES_TRAINING: dict[str, Any] = {"steps": 4_000, "betas": (0.9, 0.95)}
@@ -86,6 +87,7 @@ def train_run(
     Args:
         spec: What to train on what. With `resume`, what it leaves open is taken from the run.
         folder: Gets tokenizer and configuration at the start, checkpoints on the way, weights and metrics at the end.
+            One that holds a run is refused, unless that is resumed.
         resume: Go on from the folder's checkpoint; where the run ended before its first one, begin it again.
         device: Where to train.
         say: Gets a sentence on what is trained.
@@ -95,11 +97,13 @@ def train_run(
         The metrics, as written to `metrics.json`.
 
     Raises:
-        OSError: A text cannot be read, or the folder cannot be written to.
-        ValueError: A text, a setting or the checkpoint breaks its rule.
+        OSError: A text cannot be read, or the folder cannot be written to, or another process trains in it.
+        ValueError: A text, a setting, the folder or the checkpoint breaks its rule.
     """
     folder = Path(folder)
-    if resume:
+    if not resume:
+        _require_free(folder)  # before any work is done
+    else:
         spec = _merged(_read_spec(folder), spec)
         resume = (folder / CHECKPOINT_FILE).exists()
         if resume:
@@ -113,18 +117,33 @@ def train_run(
     torch.manual_seed(training.seed)
     config = _model_config(spec, tokenizer)
     corpus.check(config.max_seq_length)
+    training.peak_rate(config)
     _require_room(config, training, torch.device(device))
     model = L1Model(config).to(device)
-    if not resume:
-        _begin(spec, config, tokenizer, folder)
-    say(
-        f"{count_parameters(config):,} parameters, {tokenizer.vocab_size:,} tokens in the vocabulary, "
-        f"{len(corpus.train):,} to train on, {len(corpus.validation):,} to validate, on {device}"
-    )
-    metrics = train(model, corpus, training, folder, resume, floor, progress=progress)
-    metrics |= {"documents": len(documents), "parameters": count_parameters(config)}
-    _finish(model, metrics, folder)
+    with alone(folder / LOCK):
+        if not resume:
+            _require_free(folder)
+            _begin(spec, config, tokenizer, folder)
+        say(
+            f"{count_parameters(config):,} parameters, {tokenizer.vocab_size:,} tokens in the vocabulary, "
+            f"{len(corpus.train):,} to train on, {len(corpus.validation):,} to validate, on {device}"
+        )
+        metrics = train(model, corpus, training, folder, resume, floor, progress=progress)
+        metrics |= {"documents": len(documents), "parameters": count_parameters(config)}
+        _finish(model, metrics, folder)
     return metrics
+
+
+def _require_free(folder: Path) -> None:
+    if (folder / METRICS_FILE).exists():
+        raise ValueError(
+            f"a run needs a folder of its own, {folder} holds a finished one; choose another (--out), or move it away"
+        )
+    if (folder / CHECKPOINT_FILE).exists():
+        raise ValueError(
+            f"a run needs a folder of its own, {folder} holds an unfinished one; go on with it (--resume), choose "
+            "another (--out), or move it away"
+        )
 
 
 def _begin(spec: RunSpec, config: L1Config, tokenizer: Tokenizer, folder: Path) -> None:

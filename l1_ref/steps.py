@@ -1,7 +1,7 @@
 """One training step in its several forms, and evaluation."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float, Int
@@ -88,6 +88,7 @@ def accumulate_gradients(
     dtype: torch.dtype = torch.float32,
     scaler: torch.amp.GradScaler | None = None,
     label_smoothing: float = 0.0,
+    before_each: Callable[[], object] = lambda: None,
 ) -> Float[Tensor, ""]:
     """Add up the gradients of several small batches: the same as those of one large batch, in less memory.
 
@@ -99,6 +100,7 @@ def accumulate_gradients(
         dtype: Of the matrix products in the forward pass: torch.float32, torch.bfloat16 or torch.float16.
         scaler: Scales the loss before the backward pass, for float16.
         label_smoothing: As in `cross_entropy`.
+        before_each: Called before each micro-batch; what it raises ends the step, with gradients of those before.
 
     Returns:
         The mean loss of all targets, in nats a token, detached; NaN where no target counts.
@@ -122,6 +124,7 @@ def accumulate_gradients(
     targets = sum((y != -100).sum() for _, y in micro_batches)
     total = 0.0
     for x, y in micro_batches:
+        before_each()
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             loss = batch_loss(model, x, y, label_smoothing)
         n = (y != -100).sum()

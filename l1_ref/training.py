@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class TrainingConfig:
         batch_size: Sequences in a micro-batch.
         accumulation: Micro-batches in a step.
         lr_peak: Peak learning rate; None means 0.384 / n_embd: 3e-3 at width 128, 5e-4 at 768.
-        lr_min: Last learning rate.
+        lr_min: What the learning rate falls to, one step after the last; at most the peak.
         warmup_steps: Steps of linear warm-up; None means a twentieth of all.
         betas: Of AdamW.
         weight_decay: Of the parameters with two or more axes.
@@ -98,6 +98,7 @@ class TrainingConfig:
         require_whole("seed", self.seed, "of at least 0 and below 2**63", lambda n: 0 <= n < 2**63)
         if self.lr_peak is not None:
             require_number("lr_peak", self.lr_peak, "above 0", lambda v: v > 0)
+            _require_below("lr_min", self.lr_min, self.lr_peak)
         for name in ("lr_min", "weight_decay"):
             require_number(name, getattr(self, name), "at least 0", lambda v: v >= 0)
         if self.max_norm != math.inf:  # which clips nothing
@@ -112,8 +113,18 @@ class TrainingConfig:
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has no tuples
 
     def peak_rate(self, model: L1Config) -> float:
-        """Return the peak learning rate for a model: the given one, or the rule of thumb by width."""
-        return self.lr_peak if self.lr_peak is not None else 0.384 / model.n_embd
+        """Return the peak learning rate for a model: the given one, or the rule of thumb by width.
+
+        Raises:
+            ValueError: It is below `lr_min`.
+        """
+        peak = self.lr_peak if self.lr_peak is not None else 0.384 / model.n_embd
+        _require_below("lr_min", self.lr_min, peak)
+        return peak
+
+
+def _require_below(name: str, value: float, peak: float) -> None:
+    require_number(name, value, f"at most the peak rate {peak:g}", lambda v: v <= peak)
 
 
 def train(
@@ -135,7 +146,7 @@ def train(
         model: Trained where it is; a CUDA model trains on CUDA.
         corpus: Token ids to train and to validate on.
         config: How to train.
-        folder: Gets checkpoints; None keeps none.
+        folder: Gets checkpoints; None keeps none. One that holds a checkpoint must be resumed.
         resume: Go on from the folder's checkpoint.
         floor: Loss in nats a token that no model can beat, where it is known; shown and kept in the metrics.
         on_evaluation: Called with each new point of the curve.
@@ -146,7 +157,7 @@ def train(
         `curve`.
 
     Raises:
-        ValueError: The corpus or the checkpoint does not fit.
+        ValueError: The corpus, the model, the folder or the checkpoint does not fit.
         OSError: A checkpoint cannot be written; the last one stays.
         FloatingPointError: The loss or a weight is no longer a number; the message names the last good checkpoint.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written first where there is a folder.
@@ -159,11 +170,15 @@ def train(
         >>> metrics["steps"], metrics["validation_loss"] < metrics["curve"][0]["validation_loss"]
         (20, True)
     """
-    stop = threading.Event()  # looked at between steps
+    stop = threading.Event()  # looked at between micro-batches
     with handling(lambda *_: stop.set()):
         loop = _Loop(model, corpus, config, folder, floor, on_evaluation, stop)
         if resume:
             loop.restore()
+        elif folder is not None and (Path(folder) / CHECKPOINT_FILE).exists():
+            raise ValueError(
+                f"a run needs a folder of its own, {folder} holds a checkpoint: resume it, or take another"
+            )
         with tqdm(total=config.steps, initial=loop.step, unit="step", disable=not progress, dynamic_ncols=True) as bar:
             model.train()
             try:
@@ -194,6 +209,8 @@ class _Loop:
         self.device = next(model.parameters()).device
         self.dtype = DTYPES[config.dtype]
         self.lr_peak = config.peak_rate(model.config)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("the model must have a parameter to train, got one in which all are frozen")
         self.optimizer = build_optimizer(model, self.lr_peak, config.betas, config.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "float16")
         model.checkpointing = config.checkpointing
@@ -217,7 +234,9 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        loss = accumulate_gradients(self.forward, batches, self.dtype, self.scaler, config.label_smoothing)
+        loss = accumulate_gradients(
+            self.forward, batches, self.dtype, self.scaler, config.label_smoothing, self.leave_if_stopped
+        )
         self._check(loss)
         scaled_update(self.model, self.optimizer, self.scaler, config.max_norm)
         self.step += 1
@@ -247,7 +266,7 @@ class _Loop:
         batches = (
             self.corpus.batch(self.config.batch_size, context, generator) for _ in range(self.config.accumulation)
         )
-        return [(x.to(self.device), y.to(self.device)) for x, y in batches]
+        return [(x.to(self.device), y.to(self.device)) for x, y in self._until_stopped(batches)]
 
     def _check(self, loss: torch.Tensor) -> None:
         # On CUDA reading the loss would make the processor wait, so there it is read now and then, and before a save.
@@ -257,7 +276,8 @@ class _Loop:
 
     def _rate(self, step: int) -> float:
         config = self.config
-        return cosine_lr(step, self.lr_peak, config.warmup_steps, config.steps, config.lr_min)
+        # + 1: a rate of 0 is for the step after the last.
+        return cosine_lr(step, self.lr_peak, config.warmup_steps, config.steps + 1, config.lr_min)
 
     def _no_number(self, what: str, value: float, step: int) -> FloatingPointError:
         return FloatingPointError(
@@ -290,9 +310,9 @@ class _Loop:
         self.curve.append(point)
         self.on_evaluation(point)
 
-    def _until_stopped(self, batches: list[Batch]) -> Iterator[Batch]:
+    def _until_stopped(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            self.leave_if_stopped()  # an evaluation can take minutes
+            self.leave_if_stopped()  # an evaluation can take minutes, and a step of many micro-batches too
             yield batch
 
     def show(self, bar: tqdm) -> None:
@@ -334,6 +354,8 @@ class _Loop:
         Raises:
             ValueError: It is of a run with other settings or another corpus.
         """
+        if self.folder is None:
+            raise ValueError("to resume, a run must have a folder, got folder=None")
         state = load_checkpoint(Path(self.folder), self.model, self.optimizer)
         here = self._state()
         changed = [

@@ -18,7 +18,7 @@ TEXT = "the cat sat on the mat, and the dog sat on the log.\n" * 40
 SMALL = ["--set", "n_layers=1", "n_heads=2", "n_embd=16", "max_seq_length=16", "dropout=0"]
 QUICK = [*SMALL, "--steps", "10", "--batch-size", "2", "--evaluate-every", "5", "--save-every", "5"]
 RUN_FILES = {
-    "checkpoint.safetensors", "config.json", "loss.png", "metrics.json", "model.safetensors", "run.json",
+    ".lock", "checkpoint.safetensors", "config.json", "loss.png", "metrics.json", "model.safetensors", "run.json",
     "tokenizer.json",
 }  # fmt: skip
 
@@ -113,7 +113,8 @@ def test_a_finished_run_is_not_overwritten(l1, text, trained):
     before = Path("mine/metrics.json").read_bytes()
     status, _, err = l1("train", text, "--out", "mine", *QUICK)
     assert status == 1
-    assert err == "error: --out must be a folder without a run, mine holds one; choose another, or move it away\n"
+    told = "error: a run needs a folder of its own, mine holds a finished one; choose another (--out), or move it away"
+    assert err == f"{told}\n"
     assert Path("mine/metrics.json").read_bytes() == before
 
 
@@ -123,7 +124,7 @@ def test_an_unfinished_run_is_not_overwritten(l1, text, trained):
     before = Path("mine/checkpoint.safetensors").read_bytes()
     status, _, err = l1("train", text, "--out", "mine", *QUICK)
     assert status == 1
-    assert "a folder without a run, mine holds an unfinished one; go on with it (--resume)" in err
+    assert "a folder of its own, mine holds an unfinished one; go on with it (--resume)" in err
     assert Path("mine/checkpoint.safetensors").read_bytes() == before
 
 
@@ -202,13 +203,14 @@ def write(path: str, data: bytes) -> str:
         (lambda: ["train", "."], "is a folder"),
         (lambda: ["train", "cats.txt", "--preset", "huge"], "preset must be one of tiny, small, base, large, gpt2"),
         (lambda: ["train", "cats.txt", "--set", "n_heads=3"], "multiple of n_heads, got n_embd=128, n_heads=3"),
-        (lambda: ["train", "cats.txt", "--set", "layers=3"], "a field of L1Config, got 'layers=3'"),
+        (lambda: ["train", "cats.txt", "--set", "layers=3"], "tie_weights), got 'layers=3'"),
         (lambda: ["train", "cats.txt", "--set", "n_layers"], "got 'n_layers'"),
         (lambda: ["train", "cats.txt", "--set", "n_layers=two"], "n_layers must be a whole number of at least 1, got"),
         (lambda: ["train", "cats.txt", "--set", "vocab_size=9"], "vocab_size comes from the tokenizer"),
         (lambda: ["train", "cats.txt", "--tokenizer", "words"], "words"),
         (lambda: ["train", "cats.txt", "--tokenizer", "bpe:12"], "12"),
         (lambda: ["train", "cats.txt", "--dtype", "int8"], "dtype must be one of 'float32', 'bfloat16', 'float16'"),
+        (lambda: ["train", "cats.txt", "--lr-min", "5"], "lr_min must be a number at most the peak rate 0.003, got"),
         (lambda: ["train", "cats.txt", "--steps", "0"], "steps must be a whole number of at least 1, got steps=0"),
         (lambda: ["train", "cats.txt", *SMALL, "n_layers=1000000000"], "layers, batch_size=16, accumulation=1; this"),
         (lambda: ["train", "cats.txt", *SMALL, "--batch-size", "1000000000"], "the memory must hold at least"),
@@ -250,7 +252,7 @@ def test_a_bad_prompt_or_setting_is_named(l1, trained, arguments, named):
     assert named in err
 
 
-@pytest.mark.parametrize("name", sorted(RUN_FILES - {"loss.png", "run.json", "checkpoint.safetensors"}))
+@pytest.mark.parametrize("name", sorted(RUN_FILES - {".lock", "loss.png", "run.json", "checkpoint.safetensors"}))
 def test_a_run_with_a_damaged_or_missing_file_is_refused_by_its_name(l1, trained, name):
     shutil.copytree(trained, "run")
     path = Path("run") / name

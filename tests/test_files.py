@@ -73,6 +73,15 @@ def test_a_file_gets_the_mode_of_any_new_file_whatever_wrote_it(tmp_path):
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such rights")
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path):
+    path = tmp_path / "mine"
+    write_atomic(path, "a")
+    path.chmod(0o600)
+    write_atomic(path, "b")
+    assert path.read_text() == "b" and path.stat().st_mode & 0o777 == 0o600
+
+
 def test_writing_into_an_impossible_place_names_it(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match=r"cannot write .*inner\.txt: .*file is a file"):

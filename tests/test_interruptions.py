@@ -35,7 +35,7 @@ SETTINGS = [
     "--steps", "8", "--save-every", "2", "--evaluate-every", "3",
 ]  # fmt: skip
 RUN_FILES = [
-    "checkpoint.safetensors", "config.json", "loss.png", "metrics.json", "model.safetensors", "run.json",
+    ".lock", "checkpoint.safetensors", "config.json", "loss.png", "metrics.json", "model.safetensors", "run.json",
     "tokenizer.json",
 ]  # fmt: skip
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not fork a process with torch safely")

@@ -13,7 +13,8 @@ import torch
 
 from l1_ref import tales
 from l1_ref.data import DATA_DIR, make_document_corpus
-from l1_ref.runs import RunSpec, continue_text, train_run
+from l1_ref.files import alone
+from l1_ref.runs import LOCK, RunSpec, continue_text, train_run
 from l1_ref.tokenizer import load_tokenizer, train_bpe
 from l1_ref.training import evaluate
 from l1_ref.weights import load_model, load_run
@@ -131,3 +132,14 @@ def test_tiny_shakespeare_by_the_defaults_of_l1_train_gets_below_1_74(tiny_shake
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["tokens"] == 2_000 * 12 * 64
     assert 1.5 < metrics["validation_loss"] < 1.74  # room for another processor's rounding
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
+    (tmp_path / "cats.txt").write_text("the cat sat on the mat " * 60)
+    spec = RunSpec([str(tmp_path / "cats.txt")], model=SMALL | {"max_seq_length": 8}, training=QUICK)
+    with alone(tmp_path / "run" / LOCK), pytest.raises(OSError, match=r"another process holds .*run"):
+        train_run(spec, tmp_path / "run", say=str, progress=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    train_run(spec, tmp_path / "run", say=str, progress=False)
+    with pytest.raises(ValueError, match="holds a finished one"):
+        train_run(spec, tmp_path / "run", say=str, progress=False)

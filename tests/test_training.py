@@ -98,6 +98,75 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(corpus, tmp_p
     assert metrics_resumed["curve"] == metrics["curve"]
 
 
+@pytest.mark.parametrize("kind", ["partly frozen", "float64"])
+def test_a_run_of_a_model_of_another_kind_resumes_exactly_too(corpus, tmp_path, kind):
+    def model() -> L1Model:
+        made = new_model()
+        if kind == "float64":
+            return made.double()
+        made.embedding.requires_grad_(False)
+        return made
+
+    whole, stopped, resumed = model(), model(), model()
+    train(whole, corpus, QUICK, progress=False)
+    with pytest.raises(Stop):
+        train(stopped, corpus, QUICK, tmp_path, on_evaluation=crash_at(5), progress=False)
+    train(resumed, corpus, QUICK, tmp_path, resume=True, progress=False)
+    assert_same(weights(whole), weights(resumed))
+
+
+def test_a_model_without_a_parameter_to_train_is_refused(corpus):
+    with pytest.raises(ValueError, match="must have a parameter to train"):
+        train(new_model().requires_grad_(False), corpus, QUICK, progress=False)
+
+
+def test_a_folder_with_a_checkpoint_is_not_begun_anew(corpus, tmp_path):
+    train(new_model(), corpus, QUICK, tmp_path, progress=False)
+    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
+    with pytest.raises(ValueError, match=f"{tmp_path} holds a checkpoint: resume it"):
+        train(new_model(), corpus, replace(QUICK, steps=2), tmp_path, progress=False)
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+    with pytest.raises(ValueError, match="must have a folder, got folder=None"):
+        train(new_model(), corpus, QUICK, resume=True, progress=False)
+
+
+@pytest.mark.parametrize(("steps", "warmup_steps"), [(1, 0), (1, 1), (2, 2), (20, 5)])
+def test_no_step_has_a_rate_of_0_and_the_peak_is_reached(corpus, monkeypatch, steps, warmup_steps):
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(optimizer, *given):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    config = replace(QUICK, steps=steps, warmup_steps=warmup_steps, lr_peak=0.5)
+    train(new_model(), corpus, config, progress=False)
+    assert len(rates) == steps and min(rates) > 0
+    assert not warmup_steps or rates[warmup_steps - 1] == max(rates) == 0.5
+    assert rates == sorted(rates[:warmup_steps]) + sorted(rates[warmup_steps:], reverse=True)
+
+
+def test_a_signal_within_a_step_of_many_micro_batches_drops_that_step(corpus, tmp_path):
+    model, fed, before = new_model(), [], {}
+
+    def interrupt() -> None:
+        fed.append(1)
+        if len(fed) == 100:
+            before.update(weights(model))
+            signal.raise_signal(signal.SIGTERM)
+
+    config = replace(QUICK, batch_size=1, accumulation=60, save_every=100)
+    model.embedding.register_forward_hook(lambda *_: interrupt() if model.training else None)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1 of 12"):
+        train(model, corpus, config, tmp_path, progress=False)
+    assert len(fed) == 100
+    assert_same(weights(model), before)
+    whole, resumed = new_model(), new_model()
+    train(whole, corpus, config, progress=False)
+    train(resumed, corpus, config, tmp_path, resume=True, progress=False)
+    assert_same(weights(whole), weights(resumed))
+
+
 def test_resuming_a_finished_run_changes_nothing(corpus, tmp_path):
     model = new_model()
     metrics = train(model, corpus, QUICK, tmp_path, progress=False)
@@ -148,16 +217,19 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_loaded(corpus, tmp_path, d
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(corpus, tmp_path, monkeypatch):
-    train(new_model(), corpus, QUICK, tmp_path, progress=False)
-    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
+    before = []
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full_disk)
+    def fill(point: dict) -> None:
+        if point["step"] == 5:
+            before.append((tmp_path / CHECKPOINT_FILE).read_bytes())
+            monkeypatch.setattr(os, "replace", full_disk)
+
     with pytest.raises(OSError, match="No space left on device"):
-        train(new_model(), corpus, QUICK, tmp_path, progress=False)
-    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+        train(new_model(), corpus, QUICK, tmp_path, on_evaluation=fill, progress=False)
+    assert [(tmp_path / CHECKPOINT_FILE).read_bytes()] == before
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
 

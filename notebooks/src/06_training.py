@@ -592,7 +592,7 @@ def short_run(seed, warmup_steps, max_norm, lr_peak=3e-3, n_steps=60):
     losses, lengths = [], []
     for step in range(n_steps):
         for group in optimizer.param_groups:
-            group["lr"] = l1_ref.cosine_lr(step + 1, lr_peak, warmup_steps, n_steps)  # + 1: no step with rate 0
+            group["lr"] = l1_ref.cosine_lr(step + 1, lr_peak, warmup_steps, n_steps + 1)  # + 1: no step with rate 0
         x, y = corpus.batch(4, 64, chance)
         optimizer.zero_grad()
         loss = l1_ref.cross_entropy(model(x), y)
