@@ -312,6 +312,26 @@ def test_links_and_what_is_no_notebook_earn_nothing_and_stop_nobody(hostile_clas
     assert "empty, hostile: 0 points, it holds no hostile.ipynb" in err
 
 
+def test_a_submission_that_cannot_be_graded_leaves_nothing_of_the_one_before(hostile_class, l1):
+    notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
+    notebook.cells[0]["id"] = notebook.cells[1]["id"]  # older programs do so, and nbformat warns of it
+    path, page = Path("submitted/one/hostile/hostile.ipynb"), Path("feedback/one/hostile/hostile.html")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    status, _, err = l1("grade", hostile_class, *NO_LIMITS)
+    assert status == 0 and "0 points" not in err and "DuplicateCellId" not in err
+    assert "crash_after" in as_text(page) and Path("verdicts/hostile/one.jsonl").exists()
+    path.write_text("{<b>", encoding="utf-8")
+    assert "one, hostile: 0 points, it cannot be read: NotJSONError" in l1("grade", hostile_class, *NO_LIMITS)[2]
+    assert "This submission could not be graded, so its checks earn nothing: it cannot be read: " in as_text(page)
+    assert "crash_after" not in as_text(page) and "<b>" not in page.read_text(encoding="utf-8")
+    assert not Path("autograded/one/hostile").exists() and not Path("verdicts/hostile/one.jsonl").exists()
+    assert "it cannot be read: NotJSONError" in as_text(Path("reports/hostile.html"))
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    assert "0 points" not in l1("grade", hostile_class, *NO_LIMITS)[2]
+    assert "crash_after" in as_text(page) and "cannot be read" not in as_text(Path("reports/hostile.html"))
+
+
 def test_what_is_no_submission_is_told_and_stops_nobody(hostile_class, l1):
     for path in ("one/hostile", "two/Hostile", "three", "hostile/four"):
         Path("submitted", path).mkdir(parents=True)

@@ -59,7 +59,7 @@ def empty(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def graded(empty, tmp_path_factory) -> Path:
-    """Return a graded course: six graded, one crashed, one without the notebook, one who handed in nothing."""
+    """Return a graded course: six graded, one not yet, one without the notebook, one who handed in nothing."""
     folder = tmp_path_factory.mktemp("graded")
     shutil.copy(empty, folder)
     with opened(folder) as gradebook:
@@ -204,20 +204,33 @@ def test_the_mistakes_and_who_made_them(course):
     assert not any(name in text for name in ("Müller", "Cem", "school.example"))
 
 
-def test_who_crashed_or_is_missing_is_listed_as_such(course):
+def test_who_is_not_graded_or_is_missing_is_listed_as_such(course):
     listed = table(page(course), "submission")
     assert listed == {
         ("graded",): [4],
         ("stopped on the way",): [2],
-        ("crashed: no check finished",): [1],
+        ("not graded",): [1],
         ("handed in without the notebook",): [1],
         ("not handed in",): [1],
     }
     _, (assignment,) = results.read_results(course)
     status = {each.student.id: each.status for each in assignment.submissions}
     assert (status["fay"], status["gus"], status["ida"], status["hal"]) == (
-        results.STOPPED, results.FAILED, results.NO_NOTEBOOK, results.MISSING,
+        results.STOPPED, results.UNGRADED, results.NO_NOTEBOOK, results.MISSING,
     )  # fmt: skip
+
+
+def test_why_a_submission_could_not_be_graded_is_told(course):
+    for student in ("bo", "ida", "hal"):
+        results.problem_of(course, student, NAME).write_text("it cannot be read: <odd>", encoding="utf-8")
+    text = page(course)
+    cells = [re.findall(r"<td.*?>(.*?)</td>", row) for row in text.partition("<h2>Students</h2>")[2].split("<tr>")]
+    rows = {row[0]: row[2:] for row in cells if row}
+    assert rows["bo"] == ["not graded", "it cannot be read: &lt;odd&gt;"]
+    assert rows["ida"] == ["handed in without the notebook", "it cannot be read: &lt;odd&gt;"]
+    assert rows["hal"] == ["not handed in", ""]
+    _, (assignment,) = results.read_results(course)
+    assert {name: ids for _, name, ids in assignment.mistakes()}[SCALE] == ["cem"]  # bo's were an earlier one's
 
 
 def test_who_got_nothing_since_no_check_finished_has_crashed(course):
@@ -393,11 +406,11 @@ def test_nothing_handed_in_is_said(empty, tmp_path):
     assert not (tmp_path / "reports").exists()
 
 
-def test_everybody_crashed_is_a_report_too(empty, tmp_path):
+def test_nobody_graded_is_a_report_too(empty, tmp_path):
     shutil.copy(empty, tmp_path)
     hand_in(tmp_path, "gus")
     text = page(tmp_path)
-    assert table(text, "submission") == {("crashed: no check finished",): [1]}
+    assert table(text, "submission") == {("not graded",): [1]}
     assert "Nothing was graded." in text and "No answer was wrong." in text
 
 

@@ -7,7 +7,9 @@ strangers' code, is done beforehand and in parallel; nbgrader's own autograde th
 
 import asyncio
 import glob
+import html
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
@@ -29,11 +31,16 @@ from l1_ref.course.classroom import CONFIG
 from l1_ref.course.execution import ALREADY_RUN, RunApart, run_submission, verdicts_of
 from l1_ref.course.kernels import KernelError, Launcher
 from l1_ref.course.limits import Limits
-from l1_ref.files import alone
+from l1_ref.course.results import problem_of
+from l1_ref.files import alone, write_atomic
 from l1_ref.training import handling
 
 LOCK = ".grading.lock"
 _NOT_RUN = "it was not run, grade it again: "
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{0}</title></head>
+<body><h1>{0}</h1><p>This submission could not be graded, so its checks earn nothing: {1}</p></body></html>
+"""
 Say = Callable[[str, int], None]  # what was done ("run" or "scored"), and how many there are to do
 
 
@@ -258,7 +265,8 @@ async def _run_all(course: Course, submissions: list[Submission], launcher: Laun
 
 async def _run(course: Course, submission: Submission, launcher: Launcher) -> None:
     # What an earlier submission told is not said of this one, even where this one cannot be run.
-    verdicts_of(course.folder, submission.student, submission.assignment).unlink(missing_ok=True)
+    for told in (verdicts_of, problem_of):
+        told(course.folder, submission.student, submission.assignment).unlink(missing_ok=True)
     submission.problem = _refusal(submission)
     if submission.problem:
         return
@@ -306,6 +314,8 @@ def _score(course: Course, submission: Submission) -> None:
             said = capture_log(course.converter(GenerateFeedback, submission))
         if not said["success"] or not _autograded(course, submission).is_file():
             submission.problem = f"nbgrader does not grade it: {_reason(said)}"
+    if submission.problem:
+        _tell_problem(course, submission)
     with course.gradebook() as gradebook:
         if submission.problem:
             _give_nothing(gradebook, submission)
@@ -321,6 +331,18 @@ def _score(course: Course, submission: Submission) -> None:
 
 def _autograded(course: Course, submission: Submission) -> Path:
     return course.folder / "autograded" / submission.student / submission.assignment / f"{submission.assignment}.ipynb"
+
+
+def _tell_problem(course: Course, submission: Submission) -> None:
+    """Write why there is nothing to see, for the student and the report, in place of what an earlier one left."""
+    where = (submission.student, submission.assignment)
+    verdicts_of(course.folder, *where).unlink(missing_ok=True)
+    for step in ("autograded", "feedback"):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(course.folder.joinpath(step, *where))
+    write_atomic(problem_of(course.folder, *where), submission.problem)
+    page = _PAGE.format(html.escape(submission.assignment), html.escape(submission.problem))
+    write_atomic(course.folder.joinpath("feedback", *where, f"{submission.assignment}.html"), page)
 
 
 def _reason(said: dict[str, Any]) -> str:

@@ -133,7 +133,9 @@ def _students(assignment: Assignment) -> Iterable[str]:
 
 def _open(submission: Submission) -> str:
     outcomes = (submission.outcomes or {}).items()
-    return ", ".join(f"{name} ({outcome.state})" for name, outcome in outcomes if outcome.state != STATES[0])
+    return submission.problem or ", ".join(
+        f"{name} ({outcome.state})" for name, outcome in outcomes if outcome.state != STATES[0]
+    )
 
 
 class _Html(str):

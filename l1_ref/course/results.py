@@ -7,7 +7,7 @@ verdicts were written by a process that ran a student's code.
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ GRADEBOOK, SUBMITTED, VERDICTS = "gradebook.db", "submitted", "verdicts"
 SOLVED, GIVEN, WRONG, UNWRITTEN, REFUSED, SILENT = "solved", "given", "wrong", "not written", "refused", "no verdict"
 STATES = (SOLVED, GIVEN, WRONG, UNWRITTEN, REFUSED, SILENT)
 # How a student's whole submission ended.
-GRADED, STOPPED, FAILED = "graded", "stopped on the way", "crashed: no check finished"
+GRADED, STOPPED, FAILED, UNGRADED = "graded", "stopped on the way", "crashed: no check finished", "not graded"
 NO_NOTEBOOK, MISSING = "handed in without the notebook", "not handed in"
 UNKNOWN = "no known mistake explains it"
 _TOLD = {"wrong": WRONG, "unwritten": UNWRITTEN, "refused": REFUSED}
@@ -65,10 +65,11 @@ class Submission:
 
     Args:
         student: Who.
-        status: `GRADED`, `STOPPED`, `FAILED`, `NO_NOTEBOOK` or `MISSING`.
+        status: `GRADED`, `STOPPED`, `FAILED`, `UNGRADED`, `NO_NOTEBOOK` or `MISSING`.
         score: The gradebook's, less the penalty for being late; None where nothing was graded.
         outcomes: By exercise; empty where nothing was graded.
         by_hand: Whether a cell waits for the teacher's points.
+        problem: Why it could not be graded; empty where it could.
     """
 
     student: Student
@@ -76,6 +77,7 @@ class Submission:
     score: float | None = None
     outcomes: dict[str, Outcome] | None = None
     by_hand: bool = False
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,17 @@ class Assignment:
                     made.setdefault((exercise, mistake), []).append(each.student.id)
         order = {name: i for i, name in enumerate(self.exercises)}
         return sorted(((*key, ids) for key, ids in made.items()), key=lambda row: (-len(row[2]), order[row[0]], row[1]))
+
+
+def problem_of(course: Path, student: str, assignment: str) -> Path:
+    """Return the file that says why a submission could not be graded; it is there where the last one could not.
+
+    Args:
+        course: The classroom's folder.
+        student: The student's id.
+        assignment: Its name.
+    """
+    return course / VERDICTS / assignment / f"{student}.txt"
 
 
 def read_results(folder: Path) -> tuple[list[Student], list[Assignment]]:
@@ -183,7 +196,12 @@ def _assignment(folder: Path, row: Any, students: dict[str, Student], handed_in:
         is_there = (row.name, name) in handed_in
         notebooks = [folder / SUBMITTED / name / row.name / f"{each.name}.ipynb" for each in row.notebooks]
         lacks = is_there and not any(path.is_file() for path in notebooks)
-        submissions.append(_submission(student, of_student.get(name), exercises, verdicts, is_there, lacks))
+        told = problem_of(folder, name, row.name)
+        problem = told.read_text(encoding="utf-8")[:_LONGEST] if is_there and told.is_file() else ""
+        each = _submission(student, of_student.get(name), exercises, verdicts, is_there, lacks)
+        if problem:
+            each = replace(each, status=NO_NOTEBOOK if lacks else UNGRADED, outcomes=None, problem=problem)
+        submissions.append(each)
     return Assignment(row.name, row.max_score, tuple(exercises), tuple(submissions), unreadable)
 
 
@@ -200,7 +218,7 @@ def _submission(
     if lacks:
         return Submission(student, NO_NOTEBOOK, score)
     if row is None:
-        return Submission(student, FAILED if is_there else MISSING)
+        return Submission(student, UNGRADED if is_there else MISSING)
     checked = {_exercise(each.name): each for each in grades if each.cell_type == "code"}
     if checked and all(each.auto_score is None for each in checked.values()):
         return Submission(student, FAILED, score)  # a teacher may have given points by hand
