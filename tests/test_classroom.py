@@ -357,6 +357,28 @@ def test_what_is_no_submission_is_told_and_stops_nobody(hostile_class, l1):
     )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no such name")
+def test_an_id_that_nbgrader_misreads_is_told_and_earns_no_zero(hostile_class, l1):
+    blank = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
+    for student in ("[x]", "a*", " b", "x", "ab"):
+        hand_in(student, "hostile", blank)
+    for words in (["--student", "a*"], ["--student", "[x]"]):
+        assert f"nbgrader misreads the id {words[1]!r}" in l1("grade", hostile_class, *words, *NO_LIMITS)[2]
+    status, out, err = l1("grade", hostile_class, *NO_LIMITS)
+    assert status == 0 and "hostile: 2 submissions" in out and "0 points" not in err
+    for student, odd in (("[x]", "'[' ']'"), ("a*", "'*'"), (" b", "spaces around it")):
+        path = hostile_class / "submitted" / student
+        why = f"nbgrader misreads the id {student!r} of a student, for it has {odd}: rename the folder"
+        assert f"not graded: {path}: {why}\n" in err
+    with open("reports/canvas.csv", encoding="utf-8", newline="") as file:
+        scores = {row["SIS Login ID"].strip(): row["hostile"] for row in csv.DictReader(file)}
+    assert [bool(scores[student]) for student in ("[x]", "a*", "b", "x", "ab")] == [False, False, False, True, True]
+    for student in ("x", "ab"):
+        shutil.rmtree(Path("submitted", student))
+    status, _, err = l1("grade", hostile_class, *NO_LIMITS)
+    assert status == 1 and err.count("nbgrader misreads the id") == 3
+
+
 def test_points_by_hand_stand_and_that_is_told(hostile_class, l1):
     notebook = nbformat.read("release/hostile/hostile.ipynb", as_version=4)
     hand_in("one", "hostile", notebook)
@@ -582,6 +604,19 @@ def test_a_folder_with_other_things_is_no_classroom(tmp_path):
         classroom.make(tmp_path)
     with pytest.raises(classroom.ClassroomError, match="must be a folder, got the file"):
         classroom.make(tmp_path / "thesis.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no such name")
+@pytest.mark.parametrize("name", ["course [2026]", "course?", "100%20", "a*b"])
+def test_a_path_that_nbgrader_misreads_is_no_classroom(tmp_path, l1, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    for folder in (tmp_path / name / "class", "class"):
+        with pytest.raises(classroom.ClassroomError, match="nbgrader misreads a path with "):
+            classroom.make(folder, ["00"])
+        assert not Path(folder).exists()
+    Path(classroom.CONFIG).write_text(classroom._CONFIG_TEXT, encoding="utf-8")  # it was moved there
+    assert "nbgrader misreads a path with " in l1("grade", ".")[2]
 
 
 def test_grading_says_what_is_missing(tmp_path, l1, monkeypatch):

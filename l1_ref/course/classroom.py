@@ -20,6 +20,7 @@ from l1_ref.course.classroom import configure
 c = get_config()  # noqa: F821
 configure(c)
 '''
+MISREAD = "*?[]"  # nbgrader looks for files by patterns, and does not quote what stands in their paths
 _OURS = {CONFIG, "source", "release", "submitted", "autograded", "feedback", "gradebook.db"}
 
 
@@ -77,7 +78,23 @@ def _named(name: str) -> str:
     return found[0]
 
 
+def require_readable(folder: Path) -> None:
+    """Refuse a classroom in a path that nbgrader, or its database, takes for another.
+
+    Args:
+        folder: The classroom.
+
+    Raises:
+        ClassroomError: The path holds such a character.
+    """
+    path = str(folder.resolve())
+    odd = [each for each in f"{MISREAD}%" if each in path]
+    if odd:
+        raise ClassroomError(f"nbgrader misreads a path with {' '.join(odd)}; choose or name another, got {path}")
+
+
 def _require_usable(folder: Path) -> None:
+    require_readable(folder)
     if folder.is_dir():
         others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if others and not (folder / CONFIG).is_file():

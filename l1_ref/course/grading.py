@@ -27,7 +27,7 @@ from traitlets.config import Config, PyFileConfigLoader
 from traitlets.utils.importstring import import_item
 
 from l1_ref.course import execution, limits
-from l1_ref.course.classroom import CONFIG
+from l1_ref.course.classroom import CONFIG, MISREAD, require_readable
 from l1_ref.course.execution import ALREADY_RUN, RunApart, run_submission, verdicts_of
 from l1_ref.course.kernels import KernelError, Launcher
 from l1_ref.course.limits import Limits
@@ -74,13 +74,14 @@ class Course:
         folder: Holds nbgrader_config.py.
 
     Raises:
-        ValueError: It is none, or its settings cannot be read.
+        ValueError: It is none, nbgrader would misread its path, or its settings cannot be read.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser().resolve()
         if not (self.folder / CONFIG).is_file():
             raise ValueError(f"{folder} is no classroom: it holds no {CONFIG}; l1 classroom {folder} makes one")
+        require_readable(self.folder)
         try:
             self.config = Config(PyFileConfigLoader(CONFIG, path=str(self.folder)).load_config())
         except Exception as error:  # it is a program of the teacher's
@@ -108,6 +109,10 @@ class Course:
             for path in sorted(place.glob("*/*"))
             if path.is_dir() and not path.parent.name.startswith(".") and not path.name.startswith(".")
         ]
+        odd = [problem for name in (students or {each.student for each in found}) if (problem := _no_student(name))]
+        found = [each for each in found if not _no_student(each.student)]
+        if odd and (students or not found):
+            raise ValueError("; ".join(sorted(odd)))
         if not found:
             raise ValueError(f"nothing is submitted: put each notebook into {place}/STUDENT/ASSIGNMENT/")
         for name in notebooks:
@@ -129,6 +134,9 @@ class Course:
         for student in sorted((self.folder / "submitted").glob("[!.]*")):
             if not student.is_dir():
                 told.append(f"{student}: it is in no folder of a student")
+                continue
+            if problem := _no_student(student.name):
+                told.append(f"{student}: {problem}")
                 continue
             inside = sorted(student.glob("[!.]*"))
             told += [] if inside else [f"{student}: nothing is in it"]
@@ -156,6 +164,12 @@ class Course:
         made = kind(coursedir=self.directory, config=self.config, log=execution._QUIET)
         made.force = True
         return made
+
+
+def _no_student(name: str) -> str:
+    """Say why nbgrader cannot find what a student of that id submitted; "" where it can."""
+    odd = " ".join(repr(each) for each in MISREAD if each in name) or "spaces around it" * (name != name.strip())
+    return f"nbgrader misreads the id {name!r} of a student, for it has {odd}: rename the folder" if odd else ""
 
 
 def _list(found: list[Submission], part: str) -> str:
