@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from l1_ref.checks.compare import Failure, kind
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe
+from l1_ref.checks.initial import ShownModel
 from l1_ref.checks.observe import OUTPUT, Observation
+from l1_ref.config import L1Config
 from l1_ref.optimization import parameter_groups
 
 _Build = Callable[[torch.Generator], Inputs]
@@ -64,6 +66,21 @@ def _blocks() -> nn.Module:
         token=nn.Embedding(3, 2),
         blocks=nn.ModuleList([block, copy.deepcopy(block)]),
         norm=nn.LayerNorm(2),
+    )
+
+
+def _of_the_course(tie_weights: bool) -> nn.Module:
+    sizes = {"vocab_size": 3, "max_seq_length": 3, "n_layers": 1, "n_heads": 1, "n_embd": 2}
+    return ShownModel(L1Config(**sizes, tie_weights=tie_weights))
+
+
+def _named_as_gpt2() -> nn.Module:
+    return _Shown(
+        "parts that are named as GPT-2's",
+        wte=nn.Embedding(3, 2),
+        wpe=nn.Embedding(4, 2),
+        c_fc=nn.Linear(2, 4),
+        lm_head=nn.Linear(2, 3, bias=False),
     )
 
 
@@ -203,6 +220,15 @@ def _by_name(*words: str) -> Callable:
     return lambda name, p, model: not any(word in name.lower() for word in words)
 
 
+def _sparing(*words: str) -> tuple[Callable, ...]:
+    """Return two versions that spare what has a word in its name: beside the vectors, and beside biases and norms."""
+    spared = _by_name(*words)
+    return (
+        partial(_groups, decays=lambda name, p, model: p.ndim >= 2 and spared(name, p, model)),
+        partial(_groups, decays=_by_name("bias", "norm", *words)),
+    )
+
+
 _AXES = "matrices decay, and all else with two or more axes: p.ndim >= 2."
 _NAMES = f"names and types change from model to model, the number of axes tells all: {_AXES}"
 _STAY = "a bias, or the scale of a norm, has no reason to be near 0."
@@ -218,6 +244,9 @@ PARAMETER_GROUPS = Exercise(
         Probe("one Parameter shared, one layer frozen", _to_group(_tied_and_frozen, 0.3), gradient=False),
         Probe("parts within parts", _to_group(_blocks, 0.05), gradient=False),
         Probe("names that mislead", _to_group(_odd_names, 0.2), gradient=False),
+        Probe("the course's model", _to_group(partial(_of_the_course, False), 0.1), gradient=False),
+        Probe("the course's model, tied", _to_group(partial(_of_the_course, True), 0.1), gradient=False),
+        Probe("GPT-2's names", _to_group(_named_as_gpt2, 0.1), gradient=False),
     ),
     mistakes=(
         Mistake(
@@ -281,6 +310,32 @@ PARAMETER_GROUPS = Exercise(
             _AXES,
             partial(_groups, decays=lambda *given: _is_matrix(*given) and not _weight_of(nn.Embedding)(*given)),
             (partial(_groups, decays=lambda name, p, model: p.ndim >= 2 and "token" not in name),),
+        ),
+        Mistake(
+            "some matrices are spared by their names: embeddings, positions or the head",
+            _NAMES,
+            _sparing("emb")[0],
+            tuple(
+                version
+                for words in (
+                    ("pos",),
+                    ("head",),
+                    ("emb", "head"),
+                    ("lm_head",),
+                    ("emb", "lm_head"),
+                    ("pos", "head"),
+                    ("wte", "wpe"),
+                    ("wte",),
+                    ("wpe",),
+                    ("emb", "wte", "wpe"),
+                    ("emb", "pos", "wte", "wpe"),
+                    ("wte", "wpe", "head"),
+                    ("emb", "pos", "wte", "wpe", "head"),
+                )
+                for version in _sparing(*words)
+            )
+            + _sparing("emb")[1:],
+            tolerance=1e-5,  # too many versions to be looked for side by side with others
         ),
         Mistake(
             "only what has exactly two axes decays",

@@ -822,7 +822,36 @@ def optimizer_itself(model, weight_decay):
     return torch.optim.SGD(two(*split(model, lambda n, p: p.ndim >= 2), weight_decay), lr=0.1)
 
 
+def without(*words, rule=lambda n, p: p.ndim > 1):
+    """Spare what has one of these words in its name."""
+    return lambda model, decay: two(*split(model, lambda n, p: rule(n, p) and not any(w in n for w in words)), decay)
+
+
+def head_apart(model, weight_decay):
+    """The head's own matrix is spared, by its place in the model."""
+    head = getattr(getattr(model, "head", None), "weight", None)
+    return two(*split(model, lambda n, p: p.ndim >= 2 and p is not head), weight_decay)
+
+
 GROUPS_WRONG = {
+    **{
+        without(*words): "spared by their names"
+        for words in (
+            ["emb"],
+            ["pos"],
+            ["head"],
+            ["emb", "head"],
+            ["wte", "wpe"],
+            ["emb", "wte", "wpe"],
+            ["emb", "pos"],
+            ["wpe"],
+            ["embedding", "lm_head"],
+        )
+    },
+    **{
+        without(word, rule=lambda n, p: "bias" not in n and "norm" not in n): "spared by their names"
+        for word in ("emb", "wpe", "head")
+    },
     nodecay_first: "comes second",
     vectors_decay: "the vectors decay",
     one_for_all: "everything decays",
@@ -911,6 +940,7 @@ GROUPS_STUBS = [
     lambda model, weight_decay: [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}],
     lambda model, weight_decay: two([], [], weight_decay) + two([], [], weight_decay),
     lambda model, weight_decay: two(*split(model, lambda n, p: p.numel() > 4), weight_decay),
+    head_apart,
     lambda model, weight_decay: two([nn.Parameter(p) for p in model.parameters()], [], weight_decay),
 ]
 
