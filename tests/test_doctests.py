@@ -10,10 +10,12 @@ import re
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import l1_ref
+from l1_ref import checks
 from l1_ref.checks import EXERCISES
 
 ROOT = Path(__file__).parents[1]
@@ -24,13 +26,13 @@ CONSTANTS = {"PRESETS": "l1_ref.config", "DATA_DIR": "l1_ref.data"}  # their exa
 def namespace() -> dict:
     """Return what the examples may use without importing it, as the package's docstring says."""
     names: dict = {}
-    exec("import torch\nfrom l1_ref import *", names)
+    exec("import torch\nfrom l1_ref import *\nfrom l1_ref import checks", names)
     return names
 
 
-def examples(name: str) -> doctest.DocTest:
+def examples(name: str, package: Any = l1_ref) -> doctest.DocTest:
     """Return the example of a public name; of a constant, the one in its module's docstring."""
-    there = import_module(CONSTANTS[name]) if name in CONSTANTS else getattr(l1_ref, name)
+    there = import_module(CONSTANTS[name]) if name in CONSTANTS else getattr(package, name)
     (found,) = doctest.DocTestFinder(recurse=False).find(there, name, module=False, globs=dict(namespace()))
     return found
 
@@ -49,6 +51,18 @@ def test_every_public_name_has_an_example_that_is_true(name, request):
     test = examples(name)
     assert any(re.search(rf"\b{name}\b", each.source) for each in test.examples), f"{name} has no example of itself"
     assert any(each.want for each in test.examples), f"the example of {name} shows no result"
+    assert run(test) == ""
+
+
+@pytest.mark.parametrize("name", sorted(set(checks.__all__) - {"EXERCISES"}))
+def test_every_public_name_of_the_checks_has_an_example_that_is_true(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # in no workspace
+    monkeypatch.delenv("L1_WORKSPACE", raising=False)
+    monkeypatch.setattr(checks, "EXERCISES", dict(EXERCISES))
+    monkeypatch.setattr(checks, "_asked_to_show", set())
+    test = examples(name, checks)
+    assert any(re.search(rf"\bchecks\.{name}\b", each.source) for each in test.examples)
+    assert any(each.want for each in test.examples)
     assert run(test) == ""
 
 

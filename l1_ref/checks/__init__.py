@@ -59,6 +59,14 @@ def add(new: Exercise) -> Exercise:
 
     Raises:
         ValueError: Its name is taken by another exercise, or by a function of `checks`.
+
+    Example:
+        >>> probe = checks.Probe("one row", lambda generator: {"x": torch.randn(3, generator=generator)}, "C")
+        >>> wrong = checks.Mistake("squared", "twice was asked for.", lambda x: x**2)
+        >>> hints = "What is x + x?", "A number times x.", "Return 2 * x."
+        >>> twice = checks.add(checks.Exercise("twice", "my_class", lambda x: 2 * x, (probe,), (wrong,), (), hints))
+        >>> checks.twice.diagnose(lambda x: x * x).mistakes
+        ('squared',)
     """
     known = EXERCISES.get(new.name)
     if new.name in globals() or (known is not None and known.notebook != new.notebook):
@@ -75,6 +83,10 @@ def exercise(name: str | Callable) -> Exercise:
 
     Raises:
         KeyError: There is none of that name; the message offers the nearest.
+
+    Example:
+        >>> checks.exercise("softmax").notebook
+        '00_start_here'
     """
     name = name.name if isinstance(name, Exercise) else getattr(name, "__name__", name)
     if isinstance(name, str) and name in EXERCISES:
@@ -107,6 +119,10 @@ def hint(name: str | Callable, n: int | None = None) -> None:
 
     Raises:
         ValueError: n is not 1, 2 or 3.
+
+    Example:
+        >>> checks.hint("softmax", 1)  # doctest: +ELLIPSIS
+        hint 1 of 3 · softmax: ...
     """
     asked = exercise(name)
     name, hints = asked.name, asked.hints
@@ -127,6 +143,11 @@ def give(name: str | Callable) -> Callable:
 
     Args:
         name: The exercise, or the reader's function of its name.
+
+    Example:
+        >>> gelu = checks.give("gelu")
+        >>> gelu(torch.zeros(1)).item()
+        0.0
     """
     wanted = exercise(name)
     marks.record(wanted.name, "given")
@@ -142,6 +163,10 @@ def show(name: str | Callable, sure: bool = False) -> None:
     Args:
         name: The exercise, or the reader's function of its name.
         sure: Whether to show it at once.
+
+    Example:
+        >>> checks.show("gelu")
+        this shows the answer to gelu, our version; the same call again shows it
     """
     wanted = exercise(name)
     done = {row.exercise for row in progress_table() if row.state in marks.DONE}
@@ -158,6 +183,11 @@ def progress_table(folder: Path | str | None = None) -> list[marks.Row]:
 
     Args:
         folder: The workspace; the one the reader is in where None.
+
+    Example:
+        >>> row = checks.progress_table()[0]
+        >>> row.exercise, row.state
+        ('softmax', 'open')
     """
     workspace = Path(folder) if folder is not None else marks.find_workspace()
     return marks.table(workspace, [(each.notebook, each.name) for each in EXERCISES.values()])
@@ -168,6 +198,10 @@ def progress(folder: Path | str | None = None) -> None:
 
     Args:
         folder: The workspace; the one the reader is in where None.
+
+    Example:
+        >>> checks.progress("nowhere")
+        nowhere is no workspace; l1 learn nowhere makes one
     """
     if folder is None and marks.find_workspace() is None:
         print("progress is kept in a workspace, and this folder is in none; l1 learn makes one")

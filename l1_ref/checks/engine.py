@@ -44,6 +44,11 @@ class Probe:
         tolerance: Largest absolute difference allowed here; the exercise's own where None.
         observe: How a candidate is run on these inputs; the exercise's own way where None.
         picture: Whether a wrong output is drawn beside the right one.
+
+    Example:
+        >>> probe = checks.Probe("a square", lambda generator: {"x": torch.randn(3, 3, generator=generator)}, "B C")
+        >>> probe.build(torch.Generator().manual_seed(0))["x"].shape
+        torch.Size([3, 3])
     """
 
     name: str
@@ -64,6 +69,11 @@ class Property:
         name: The rule, as a sentence.
         holds: Takes the candidate and one probe's inputs by name. Of an exercise with `init` it takes the module,
             built, filled with fixed numbers and in eval mode, and the inputs of the call.
+
+    Example:
+        >>> rule = checks.Property("nothing is below 0", lambda f, x: bool((f(x) >= 0).all()))
+        >>> rule.holds(torch.relu, torch.tensor([-1.0, 2.0]))
+        True
     """
 
     name: str
@@ -81,6 +91,11 @@ class Mistake:
             each a `functools.partial` of it, two of them together are recognised too.
         versions: Other ways to make the same mistake, where they behave differently.
         tolerance: How closely outputs must agree to be this mistake; the exercise's own where None.
+
+    Example:
+        >>> mistake = checks.Mistake("squared", "twice was asked for.", lambda x: x**2)
+        >>> mistake.wrong(torch.tensor(3.0)).item()
+        9.0
     """
 
     name: str
@@ -129,6 +144,13 @@ class Exercise:
         observe: Runs a candidate on one probe's inputs; where None, `observe_module` for an exercise with `init`,
             and `observe_call` for any other.
         tolerance: Largest absolute difference from the reference; relative, ten times that.
+
+    Example:
+        >>> probe = checks.Probe("one row", lambda generator: {"x": torch.randn(3, generator=generator)}, "C")
+        >>> hints = "What is x + x?", "A number times x.", "Return 2 * x."
+        >>> twice = checks.Exercise("twice", "my_class", lambda x: 2 * x, (probe,), (), (), hints)
+        >>> twice.diagnose(lambda x: x + x).state
+        'solved'
     """
 
     name: str

@@ -52,7 +52,15 @@ class Story:
 
 
 class CheckFailed(AssertionError):
-    """The reader's code is not right yet; the message says why."""
+    """The reader's code is not right yet; the message says why.
+
+    Example:
+        >>> try:
+        ...     checks.gelu(torch.relu)
+        ... except checks.CheckFailed as error:
+        ...     print(str(error).splitlines()[0])
+        ✗ gelu · looks like: it is ReLU: what is negative becomes 0
+    """
 
     shown = False
 
