@@ -99,6 +99,7 @@ def _scaled_step(
     clear: str = "first",
     up: Callable[[float], float] = lambda scale: scale,
     down: Callable = divide,
+    fits: Callable = lambda gradients: True,
     fine: Callable = _all_finite,
     overflowed: Callable = _skip,
     told: Callable = lambda loss, scaled, scale, fine: loss.detach(),
@@ -114,16 +115,27 @@ def _scaled_step(
         optimizer.zero_grad(set_to_none=False)
     if step == "early":
         optimizer.step()
+    fitted = fits(gradients_of(model))
     down(model, scale, optimizer)
     for gradient in gradients_of(model) if step == "each" else ():
         if gradient.isfinite().all():
             optimizer.step()
-    taken = fine(gradients_of(model), loss, scaled)
+    taken = fitted and fine(gradients_of(model), loss, scaled)
     if not taken:
         overflowed(optimizer, gradients_of(model))
     elif step == "once":
         optimizer.step()
     return told(loss, scaled, scale, taken)
+
+
+def _in_sum(size: Callable[[Tensor], Tensor], total: bool = False) -> Callable:
+    """Return a test of scaled gradients: one number of each must be finite, or the sum of these numbers."""
+
+    def fits(gradients: list[Tensor]) -> bool:
+        sizes = torch.stack([size(gradient) for gradient in gradients])
+        return bool((sizes.sum() if total else sizes).isfinite().all())
+
+    return fits
 
 
 def _raising(optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> None:
@@ -153,6 +165,7 @@ LOSS_SCALED_STEP = Exercise(
             ),
             ("a weight is NaN, so all is", one_batch(5, 3, 2, 3, broken=math.nan, scale=32.0), {"edge": True}),
             ("the scaled loss itself is inf", one_batch(5, 3, 2, 4, scale=3.3e38), {"edge": True}),
+            ("finite gradients whose sums are inf", one_batch(5, 3, 2, 3, scale=5e37), overflow("", 2e38)),
         )
     ),
     mistakes=(
@@ -244,6 +257,16 @@ LOSS_SCALED_STEP = Exercise(
             "one inf anywhere is enough: test every parameter's gradient, every entry.",
             partial(_scaled_step, fine=_tested(which=slice(1))),
             (partial(_scaled_step, fine=_tested(which=slice(-1, None))),),
+        ),
+        Mistake(
+            "sums of scaled gradients are tested for an overflow, not their entries",
+            "a sum, or a norm, can be inf where every entry is finite: a good step would be lost. Test the entries.",
+            alone(partial(_scaled_step, fits=_in_sum(torch.sum))),
+            (
+                partial(_scaled_step, fits=_in_sum(torch.sum, total=True)),
+                partial(_scaled_step, fits=_in_sum(lambda gradient: gradient.abs().sum())),
+                partial(_scaled_step, fits=_in_sum(torch.linalg.vector_norm)),
+            ),
         ),
         Mistake(
             "on an overflow the bad entries are replaced, and the step is taken",

@@ -595,7 +595,35 @@ def repair_and_step(grads, optimizer):
     optimizer.step()
 
 
+def tested_early(is_fine):
+    """Look at the gradients before they are divided."""
+
+    def run(model, x, y, optimizer, scale):
+        optimizer.zero_grad()
+        loss = mean_loss(model, x, y)
+        (loss * scale).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        if is_fine(grads):
+            for g in grads:
+                g.div_(scale)
+            optimizer.step()
+        return loss.detach()
+
+    return run
+
+
+def each_sum(grads, loss=None):
+    return all(torch.isfinite(g.sum()) for g in grads)
+
+
+def one_sum(grads, loss=None):
+    return bool(torch.isfinite(sum(g.sum() for g in grads)))
+
+
 SCALED_WRONG = {
+    tested_early(each_sum): "sums of scaled gradients",
+    tested_early(one_sum): "sums of scaled gradients",
+    tested_early(lambda grads: nn.utils.get_total_norm(grads).isfinite()): "sums of scaled gradients",
     scaled(unscale=lambda grads, scale: None): "not divided by the scale again",
     not_stored: "not divided by the scale again",
     scaled(backward=lambda loss, scale: loss.backward()): "the loss is not scaled",
@@ -677,7 +705,17 @@ def by_numpy(grads, loss):
     return not any(g.numpy().__abs__().max() == math.inf or (g.numpy() != g.numpy()).any() for g in grads)
 
 
-SCALED_RIGHT = [scaled(), scaled(fine=by_norm), scaled(fine=by_numpy), new_gradients, returns_early]
+SCALED_RIGHT = [
+    scaled(),
+    scaled(fine=by_norm),
+    scaled(fine=by_numpy),
+    new_gradients,
+    returns_early,
+    # Divided, the gradients are small: a sum of them is inf only where an entry is.
+    scaled(fine=each_sum),
+    scaled(fine=one_sum),
+    tested_early(lambda grads: all(g.isfinite().all() for g in grads)),
+]
 SCALED_STUBS = [
     lambda *inputs: None,
     lambda *inputs: torch.tensor(1.5),
@@ -1484,6 +1522,12 @@ def test_the_version_shown_in_the_notebook_is_named_and_then_its_second_fault():
 def test_what_torch_says_is_told_where_no_mistake_explains_it():
     text = AMP_TRAIN_STEP.diagnose(amp(then=("unscale", "unscale", "clip", "step", "update"))).text
     assert "unscale_() has already been called on this optimizer" in text
+
+
+@pytest.mark.parametrize("is_fine", [each_sum, one_sum])
+def test_the_verdict_on_a_sum_of_gradients_does_not_depend_on_the_seed(is_fine):
+    assert_named_first(LOSS_SCALED_STEP, tested_early(is_fine), "sums of scaled gradients")
+    assert_accepted(LOSS_SCALED_STEP, scaled(fine=is_fine))
 
 
 def test_a_gradient_that_is_missing_stops_the_reader_where_it_happens():
