@@ -476,6 +476,8 @@ RUN_HONEST = {
     "standard output kept": "import io, sys\nsys.stdout = io.StringIO()",
     "given, then written": 'softmax = checks.give("softmax")',
     "modules shown in another way": "torch.nn.Module.__repr__ = lambda self: 'a module'",
+    "a profile that is left open": "import cProfile\np = cProfile.Profile()\np.enable()",
+    "something compiled": "@torch.compile(backend='eager')\ndef twice(x):\n    return 2 * x\n\n\ntwice(torch.ones(2))",
     "the same check in a cell of one's own": "checks.softmax(lambda x, dim: torch.softmax(x, dim))",
 }
 

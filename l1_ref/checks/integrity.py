@@ -11,12 +11,10 @@ nothing here knows the course's own code when it is pasted as an answer. A conta
 Against the rest a look at the code is the answer.
 """
 
-import builtins
 import gc
 import hmac
 import inspect
 import io
-import math
 import os
 import sys
 import threading
@@ -28,10 +26,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l1_ref.checks import marks, messages, observe
+from l1_ref.checks.graphs import borrowed_graph, is_readers_file
+from l1_ref.checks.relied_on import standing
 
+Place = tuple[str, int]  # a file, and the line where a function begins
 GRADED = "L1_GRADED"
 GIVEN: set[str] = set()  # exercises whose version `checks.give` handed over: no cheating, and no points
 _PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
@@ -53,14 +54,6 @@ _TOOLS = {
     }.items()
 }
 _PROBED = {observe._seeded.__code__, observe.observe_module.__code__}  # they call the candidate itself
-# IPython puts its own in these places.
-_FRONT_ENDS = "input exit quit help display get_ipython breakpoint copyright credits license".split()
-_TORCH = "allclose equal isclose isfinite isnan randn tensor stack cat zeros Generator enable_grad no_grad autograd nn"
-_TENSOR = """
-double float abs all any eq ne sub mul sum max min item tolist clone detach isnan isfinite to copy_ argmax masked_fill
-nan_to_num is_floating_point requires_grad_ shape dtype device __eq__ __ne__ __sub__ __mul__ __bool__
-""".split()
-SHOWING = {"__repr__", "__str__", "__format__", "_repr_html_", "extra_repr", "_get_name"}  # no check relies on these
 _SHELL = ("showtraceback", "_showtraceback", "run_cell", "run_code", "set_custom_exc", "displayhook", "display_pub")
 
 
@@ -71,10 +64,11 @@ class _Guard:
         self.key = key
         self.right: set[str] = set()  # exercises whose answer was found right
         self.environment = {name: os.environ.get(name) for name in (GRADED, marks.VERDICTS)}
-        self.stood = _standing()
+        self.stood = standing()
         self.verdicts = _size()
         self.tampered: str | None = None
         self.candidate: Any = None
+        self.watch: Callable | None = None
         self.found: list[str] = []
 
 
@@ -93,7 +87,9 @@ def arm(key: str = "") -> None:
         key: Of the grader's, to seal verdicts with; without one none is sealed.
     """
     global _guard
-    _guard = _guard or _Guard(key)
+    if _guard is None:
+        threading.setprofile(_in_threads)  # from now on: a thread of an earlier cell may answer
+        _guard = _Guard(key)
 
 
 def judge(exercise: Any, candidate: Any) -> tuple[Any, str | None]:
@@ -108,7 +104,11 @@ def judge(exercise: Any, candidate: Any) -> tuple[Any, str | None]:
     """
     arm()
     _guard.found, verdict = [], None
-    reason = _tampered() or _handed_in(exercise, candidate)
+    reason = (
+        _tampered()
+        or _handed_in(exercise, candidate)
+        or borrowed_graph(candidate, exercise.name, _code_of(exercise.reference))
+    )
     if reason is None:
         _guard.candidate = candidate
         try:
@@ -188,21 +188,28 @@ def watching(exercise: Any, candidate: Any) -> Iterator[Callable[[Any], Any]]:
     codes, boundary = _codes(exercise), sys._getframe(2)  # the engine, behind contextlib
 
     def watch(frame: Any, event: str, called: Any) -> None:
-        if event == "call" and id(frame.f_code) in codes and _is_blamed(frame, boundary):
-            _note(f"it calls {codes[id(frame.f_code)]}")
+        if event == "call" and _place(frame.f_code) in codes and _is_blamed(frame, boundary):
+            _note(f"it calls {codes[_place(frame.f_code)]}")
         elif event == "call" and id(frame.f_code) in _TOOLS and _is_readers(frame.f_back):
             _note(f"it calls {_TOOLS[id(frame.f_code)]}, which no answer needs")
         elif event == "c_call" and id(called) in _TOOLS and _is_readers(frame):
             _note(f"it calls {_TOOLS[id(called)]}, which no answer needs")
 
-    before, in_threads = sys.getprofile(), threading.getprofile()
-    threading.setprofile(watch)
+    before, _guard.watch = sys.getprofile(), watch
     sys.setprofile(watch)
     try:
         yield _look
     finally:
-        sys.setprofile(before)
-        threading.setprofile(in_threads)
+        if sys.getprofile() is not watch:
+            _note("it takes the profiler's place (sys.setprofile, cProfile), which the grader needs for itself")
+        sys.setprofile(before if callable(before) else None)  # an open cProfile is none that can be set
+        _guard.watch = None
+
+
+def _in_threads(*event: Any) -> None:
+    """Watch, while a check runs, what the threads call that Python code started."""
+    if _guard is not None and (watch := _guard.watch) is not None:
+        watch(*event)
 
 
 def _note(text: str) -> None:
@@ -220,15 +227,20 @@ def _look(seen: Any) -> Any:
 
 
 @lru_cache(maxsize=128)
-def _codes(exercise: Any) -> dict[int, str]:
-    """Return the code of an exercise's reference, and of the right and wrong versions in its catalogue, with names."""
-    found = dict.fromkeys(map(id, _code_of(exercise.reference)), f"the course's own {exercise.name}")
+def _codes(exercise: Any) -> dict[Place, str]:
+    """Return where an exercise's reference stands, and the right and wrong versions in its catalogue, with names."""
+    found = dict.fromkeys(map(_place, _code_of(exercise.reference)), f"the course's own {exercise.name}")
     for mistake in exercise.mistakes:
         for version in (mistake.wrong, *mistake.versions):
             # A mistake may be made by a function that anyone may call, such as torch.sigmoid.
             codes = [code for code in _code_of(version) if code.co_filename.startswith(_CHECKS)]
-            found |= dict.fromkeys(map(id, codes), f"a version of {exercise.name} that the check keeps")
+            found |= dict.fromkeys(map(_place, codes), f"a version of {exercise.name} that the check keeps")
     return found
+
+
+def _place(code: types.CodeType) -> Place:
+    """Return where code stands: a copy of a function, or of its module, still stands in the same place."""
+    return code.co_filename, code.co_firstlineno
 
 
 def _code_of(thing: Any) -> list[types.CodeType]:
@@ -258,13 +270,8 @@ def _is_course(frame: Any) -> bool:
     return frame.f_code.co_filename.startswith(_PACKAGE)
 
 
-@lru_cache(maxsize=4096)
-def _is_readers_file(filename: str) -> bool:
-    return not filename.startswith("<frozen") and messages.is_the_readers(filename)
-
-
 def _is_readers(frame: Any) -> bool:
-    return _is_readers_file(frame.f_code.co_filename)
+    return is_readers_file(frame.f_code.co_filename)
 
 
 def _handed_in(exercise: Any, candidate: Any, depth: int = 10) -> str | None:
@@ -276,7 +283,7 @@ def _handed_in(exercise: Any, candidate: Any, depth: int = 10) -> str | None:
         if isinstance(candidate, type):
             inherits = isinstance(exercise.reference, type) and exercise.reference in candidate.__mro__
             return f"it inherits from the course's own {exercise.name}" if inherits else None
-        if id(getattr(candidate, "__code__", None)) in _codes(exercise):
+        if isinstance(candidate, types.FunctionType) and _place(candidate.__code__) in _codes(exercise):
             return own
         inner = (getattr(candidate, name, None) for name in ("func", "__wrapped__", "__func__", "__self__"))
         candidate = next((each for each in inner if callable(each)), None)
@@ -294,14 +301,25 @@ def _tampered() -> str | None:
 
 
 def _patched() -> str | None:
-    now = _standing()
+    now = standing()
     for name, thing in _guard.stood.items():
-        if now.get(name) is not thing:
+        if now.get(name) is not thing and not _wraps(now.get(name), thing):
             return f"{name} was replaced while the notebook ran"
+    if threading.getprofile() is not _in_threads:
+        return "threading.setprofile was called while the notebook ran"
     for mode in torch.overrides._get_current_function_mode_stack():
         if not type(mode).__module__.startswith("torch"):
             return f"a {type(mode).__name__} stands between torch and the check"
     return _patched_shell()
+
+
+def _wraps(now: Any, before: Any) -> bool:
+    """Say whether this is torch.compile's wrapper around something: it puts one around nn.Module's methods."""
+    guard = sys.modules.get("torch._dynamo.mutation_guard")
+    if guard is None or not isinstance(now, types.FunctionType) or now.__globals__ is not vars(guard):
+        return False
+    inside = [cell.cell_contents for cell in now.__closure__ or ()]
+    return now.__code__ in guard.install_generation_tagging_init.__code__.co_consts and before in inside
 
 
 def _patched_shell() -> str | None:
@@ -330,44 +348,3 @@ def _size() -> int:
         return os.path.getsize(os.environ.get(marks.VERDICTS) or "")
     except OSError:
         return 0
-
-
-def _standing() -> dict[str, Any]:
-    """Return, by name, what checks rely on: the course's functions and classes, and some of torch and Python."""
-    from l1_ref.checks import EXERCISES
-
-    found: dict[str, Any] = {}
-    for module in [each for name, each in sys.modules.items() if name.split(".")[0] == "l1_ref"]:
-        found |= {f"{module.__name__}.{name}": thing for name, thing in vars(module).items() if _is_relied_on(thing)}
-    for name, thing in list(found.items()):
-        found |= _parts(name, thing)
-    for name, exercise in EXERCISES.items():
-        found |= {f"checks.{name}": exercise, f"checks.{name}.__class__": type(exercise)}
-        found |= {f"checks.{name}.{part}": each for part, each in vars(exercise).items()}
-    found |= {f"torch.{name}": getattr(torch, name, None) for name in _TORCH.split()}
-    found |= {f"torch.Tensor.{name}": inspect.getattr_static(Tensor, name) for name in _TENSOR}
-    modules = {name: thing for name, thing in vars(nn.Module).items() if callable(thing) and name not in SHOWING}
-    found |= {f"nn.Module.{name}": thing for name, thing in modules.items()}
-    found |= {f"math.{name}": thing for name, thing in vars(math).items() if callable(thing)}
-    found |= {
-        name: thing
-        for name, thing in vars(builtins).items()
-        if callable(thing) and name not in _FRONT_ENDS and (name[0] != "_" or name in ("__import__", "__build_class__"))
-    }
-    return found | {"torch.autograd.grad": torch.autograd.grad, "copy.deepcopy": observe.copy.deepcopy}
-
-
-def _is_relied_on(thing: Any) -> bool:
-    return isinstance(thing, types.FunctionType | types.BuiltinFunctionType | types.ModuleType | type)
-
-
-def _parts(name: str, thing: Any) -> dict[str, Any]:
-    """Return what a function or a class of the course's is made of, by name."""
-    if isinstance(thing, types.FunctionType) and str(thing.__module__).startswith("l1_ref"):
-        return {f"{name}.{part}": getattr(thing, part) for part in ("__code__", "__defaults__", "__kwdefaults__")}
-    if isinstance(thing, type) and str(thing.__module__).startswith("l1_ref"):
-        members = vars(thing).items()
-        found = {f"{name}.{key}": each for key, each in members if callable(each) or isinstance(each, property)}
-        codes = {key: each.__code__ for key, each in found.items() if isinstance(each, types.FunctionType)}
-        return found | {f"{key}.__code__": code for key, code in codes.items()}
-    return {}

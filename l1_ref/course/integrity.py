@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 from nbgrader.preprocessors import NbGraderPreprocessor
 
 from l1_ref.checks import EXERCISES, integrity
+from l1_ref.checks.relied_on import SHOWING
 from l1_ref.course.reading import (
     MAIN,
     SHELL,
@@ -283,7 +284,7 @@ def _is_protected(path: Dotted | None, attribute: str | None) -> bool:
     """Say whether an attribute belongs to the course, torch, Python or the shell, and is no mere setting of theirs."""
     if not path:
         return False
-    settings = path[0] == "torch" and ({"backends", "config"} & set(path) or attribute in integrity.SHOWING)
+    settings = path[0] == "torch" and ({"backends", "config"} & set(path) or attribute in SHOWING)
     is_new = attribute is not None and not has(path, attribute)  # then nobody relies on it
     at_home = path[0] in _PATCHED and not settings and not is_new
     return (

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HONEST = "def softmax(x, dim): return torch.softmax(x, dim)\n"
+TRACED = "import warnings; warnings.simplefilter('ignore')\n"
 OWN, KEPT = "it calls the course's own softmax", "that the check keeps"
 
 # Each way of cheating: the code of the notebook, and words of the reason.
@@ -44,6 +45,65 @@ CHEATS = {
         "    t = threading.Thread(target=lambda: out.append(l1_ref.softmax(x, dim)))\n    t.start(); t.join()\n"
         "    return out[0]",
         OWN,
+    ),
+    "a call on a thread that an earlier cell started": (
+        "import queue, threading\nq, out = queue.Queue(), queue.Queue()\n"
+        "def work():\n    while True: out.put(l1_ref.softmax(*q.get()))\n"
+        "threading.Thread(target=work, daemon=True).start()\n"
+        "def softmax(x, dim):\n    q.put((x, dim))\n    return out.get()",
+        OWN,
+    ),
+    "its code under another name": (
+        "import types\nf = l1_ref.softmax\n"
+        "softmax = types.FunctionType(f.__code__.replace(co_name='mine'), f.__globals__)",
+        "handed in",
+    ),
+    "its code under another name, called": (
+        "import types\nf = l1_ref.softmax\n"
+        "g = types.FunctionType(f.__code__.replace(co_name='mine'), f.__globals__)\n"
+        "def softmax(x, dim): return g(x, dim)",
+        OWN,
+    ),
+    "a class of copied methods": (
+        "import types\ncell = types.CellType(None)\ndef copied(f):\n    code = f.__code__.replace(co_name='mine')\n"
+        "    return types.FunctionType(code, f.__globals__, 'mine', f.__defaults__, f.__closure__ and (cell,))\n"
+        "class FeedForward(torch.nn.Module):\n    __init__ = copied(l1_ref.FeedForward.__init__)\n"
+        "    forward = copied(l1_ref.FeedForward.forward)\ncell.cell_contents = FeedForward",
+        "it calls the course's own FeedForward",
+    ),
+    "a second copy of the course's module": (
+        "import importlib.util as u\ns = u.spec_from_file_location('second', l1_ref.attention.__file__)\n"
+        "m = u.module_from_spec(s); s.loader.exec_module(m)\ndef softmax(x, dim): return m.softmax(x, dim)",
+        OWN,
+    ),
+    "a graph made of it": (
+        TRACED + "g = torch.jit.trace(l1_ref.gelu, torch.randn(3))\ndef gelu(x): return g(x)",
+        "a graph that torch made of the course's own gelu",
+    ),
+    "a graph made of it, somewhere inside": (
+        TRACED
+        + "class N: pass\nn = N(); n.all = [{'a': torch.jit.trace(lambda x: l1_ref.gelu(x) * 1, torch.randn(3))}]\n"
+        "gelu = lambda x: n.all[0]['a'](x)",
+        "a graph that torch made of the course's own gelu",
+    ),
+    "a graph of torch.fx": (
+        TRACED + "from torch.fx.experimental.proxy_tensor import make_fx\n"
+        "class Gelu:\n    g = make_fx(l1_ref.gelu)(torch.randn(3))\n    def __call__(self, x): return self.g(x)\n"
+        "gelu = Gelu()",
+        "a graph of torch.fx",
+    ),
+    "compiled": (
+        "g = torch.compile(l1_ref.gelu, backend='eager')\ng(torch.ones(3))\ndef gelu(x): return g(x)",
+        "it calls the course's own gelu",
+    ),
+    "the watch taken over": (
+        "import cProfile\np = cProfile.Profile()\n"
+        "def softmax(x, dim):\n    p.enable()\n    y = l1_ref.softmax(x, dim)\n    p.disable()\n    return y",
+        "it takes the profiler's place",
+    ),
+    "threads kept from the watch": (
+        HONEST + "import threading; threading.setprofile(None)",
+        "threading.setprofile was called",
     ),
     "a call behind torch": (
         "class S(torch.nn.Module):\n    def __init__(self): super().__init__(); self.forward = l1_ref.softmax\n"
@@ -173,6 +233,34 @@ LET_BE = {
         "solved",
     ),
     "torch's settings": (HONEST + "torch.set_default_device('cpu'); torch.set_printoptions(3)", "solved"),
+    "a profile that is left open": (HONEST + "import cProfile; p = cProfile.Profile(); p.enable()", "solved"),
+    "one's own thread": (
+        "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\n"
+        "pool.submit(l1_ref.softmax, torch.ones(2), 0).result()\n"
+        "def softmax(x, dim): return pool.submit(torch.softmax, x, dim).result()",
+        "solved",
+    ),
+    "one's own graph": (
+        TRACED + "f = torch.jit.script(lambda x: x) if 0 else torch.jit.trace(torch.nn.GELU('tanh'), torch.randn(3))\n"
+        "def gelu(x): return f(x)",
+        "solved",
+    ),
+    "a graph of the course's own beside it": (
+        TRACED + "g = torch.jit.trace(l1_ref.gelu, torch.randn(3))\n"
+        "def gelu(x): return torch.nn.functional.gelu(x, approximate='tanh')",
+        "solved",
+    ),
+    "one's own, compiled": (
+        "@torch.compile(backend='eager')\n"
+        "def greedy(logits): return logits.argmax(-1, keepdim=True)\ngreedy(torch.ones(2, 3))",
+        "solved",
+    ),
+    "a call that is kept, and a table": (
+        "table = list(range(10 ** 5)) + [torch, l1_ref, checks]\nimport functools\n@functools.lru_cache\n"
+        "def scale(n): return table[n]\n"
+        "def softmax(x, dim): return torch.softmax(x * scale(1), dim)",
+        "solved",
+    ),
     "an exercise of one's own": (
         HONEST + "import dataclasses\nchecks.add(dataclasses.replace(checks.softmax, name='mine'))",
         "solved",
@@ -193,7 +281,7 @@ integrity.arm()
 
 def run(source):
     errors = io.StringIO()
-    space = {"torch": torch, "l1_ref": l1_ref, "checks": checks}
+    space = {"__name__": "__main__", "torch": torch, "l1_ref": l1_ref, "checks": checks}
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         exec(compile(source, "<cell>", "exec"), space)
         name = next(name for name in reversed(space) if name in checks.EXERCISES)
