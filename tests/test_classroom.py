@@ -537,6 +537,20 @@ def test_a_copied_cell_costs_nothing_and_what_the_last_check_sees_counts(hostile
     assert scores == {student: points for student, (_, points) in COPIED.items()} | {"other": 1}
 
 
+def test_cells_without_metadata_are_known_by_what_stands_in_them(hostile_class):
+    notebook = with_cells([RIGHT, CHECK])
+    before = [cell.source for cell in notebook.cells]
+    known = [cell.metadata.nbgrader.grade_id for cell in notebook.cells if "nbgrader" in cell.metadata]
+    for cell in notebook.cells:
+        cell.metadata = nbformat.NotebookNode()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("import math"))
+    hand_in("one", "hostile", notebook)
+    course = grading.Course(".")
+    cells = grading._cleaned(course, course.submissions()[0]).cells
+    assert [cell.source for cell in cells] == ["import math", *before]
+    assert [cell.metadata.nbgrader.grade_id for cell in cells if "nbgrader" in cell.metadata] == known
+
+
 def test_of_a_copied_answer_nbgrader_takes_the_one_that_the_check_sees(hostile_class):
     course = grading.Course(".")
     for student, (copies, _) in COPIED.items():

@@ -8,6 +8,7 @@ from nbformat import NotebookNode
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import NbGraderPreprocessor
 
+from l1_ref.course.merging import plain
 from l1_ref.course.signatures import defines
 from l1_ref.course.sources import grade_id
 
@@ -49,19 +50,20 @@ class RestoreCells(NbGraderPreprocessor):
 
 
 def _found(cells: list[NotebookNode], sources: Iterable[Any]) -> dict[str, NotebookNode]:
-    """Return the submission's cell for each of the teacher's that it holds.
+    """Return the submission's cell for each of the teacher's that it holds: by nbgrader's id, else by its text.
 
-    Of several checks it is the last, as in `l1 check`; of several answers, the one that this check sees.
+    Some programs drop the metadata, where the id stands. Of several checks it is the last, as in `l1 check`; of several
+    answers, the one that this check sees.
     """
     places: dict[str, int] = {}
     for source in sorted(sources, key=lambda each: not each.locked):  # the checks first
         check = places.get(f"{source.name}{_CHECK}", len(cells))
         ranks = []
         for i, cell in enumerate(cells):
-            fits = cell.cell_type == source.cell_type
-            answers = source.locked or defines(cell.source, source.name)
-            if grade_id(cell) == source.name:
-                ranks.append((fits, answers, i < check, i))
+            known, fits = grade_id(cell) == source.name, cell.cell_type == source.cell_type
+            same = plain(cell.source) == plain(source.source) if source.locked else defines(cell.source, source.name)
+            if known or (fits and same and not grade_id(cell)):
+                ranks.append((known, fits, source.locked or same, i < check, i))
         if ranks:
             places[source.name] = max(ranks)[-1]
     return {name: cells[i] for name, i in places.items()}
