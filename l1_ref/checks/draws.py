@@ -1,8 +1,6 @@
 """The check of 08_generation on drawing: sample."""
 
-import inspect
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,17 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l1_ref.checks.compare import Failure, Rough, kind
+from l1_ref.checks.compare import Failure
 from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
 from l1_ref.checks.nucleus import from_chances
 from l1_ref.checks.observe import OUTPUT, Observation, copies, observe_draws
+from l1_ref.checks.tallies import (
+    ALL_THE_SAME,
+    COLUMN,
+    ITSELF,
+    TOGETHER,
+    counted,
+    defaults_of,
+    looks,
+    other_defaults,
+    same_ids,
+    together,
+    with_defaults,
+)
 from l1_ref.generation import sample, top_k_filter, top_p_filter
 
-COLUMN, TOGETHER = "the output", "rows with the same scores"
-ITSELF, ALL_THE_SAME = "each draws for itself", "all draw the same id"
 _N_KINDS = 3  # of rows, where the generator is looked at
 _N_COPIES = 600  # of each row, where draws are counted
-_DEFAULTS = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
 def _observe_repeats(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
@@ -60,87 +68,6 @@ def _nothing(output: Any, inputs: Inputs) -> list:
     return []
 
 
-def same_ids(a: Any, b: Any) -> bool:
-    """Say whether two outputs are tensors of the same ids."""
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
-
-
-def looks(output: Any) -> Any:
-    """Say what an output looks like, without the numbers that chance chose."""
-    if isinstance(output, Tensor):
-        return f"{output.dtype}, shape {tuple(output.shape)}"
-    return kind(output) if output is not None else None
-
-
-def counted(ids: Sequence[int], n_kinds: int) -> Observation:
-    """Say which ids were drawn for each kind of row, and how often; row i is of kind i modulo their number.
-
-    Args:
-        ids: What was drawn, one id a row.
-        n_kinds: The number of kinds.
-    """
-    seen: Observation = {}
-    for row in range(n_kinds):
-        drawn = Counter(ids[row::n_kinds])
-        n = drawn.total()
-        seen[f"the set of ids drawn for row {row}"] = sorted(drawn)
-        # Five standard deviations of the difference of two such shares, so that no right style falls out by chance.
-        seen[f"how often, for row {row}"] = {
-            f"id {i}": Rough(drawn[i] / n, 5 * (2 * drawn[i] / n * (1 - drawn[i] / n) / n) ** 0.5 + 0.5 / n)
-            for i in sorted(drawn)
-        }
-    return seen
-
-
-def together(ids: Sequence[int], n_kinds: int, again: Callable[[int], list[int]], n_more: int = 50) -> bool:
-    """Say whether rows of one kind always draw the same id, though that id differs from call to call.
-
-    Args:
-        ids: What was drawn, one id a row.
-        n_kinds: Row i is of kind i modulo this number.
-        again: Returns what one row of each kind draws on another seed.
-        n_more: Number of further calls.
-    """
-    if any(len(set(ids[row::n_kinds])) > 1 for row in range(n_kinds)):
-        return False
-    return any(again(1 + n) != list(ids[:n_kinds]) for n in range(n_more))
-
-
-def defaults_of(candidate: Callable) -> Observation:
-    """Record the defaults of temperature, top_k and top_p, where code has arguments of these names."""
-    seen: Observation = {f"the default of {name}": value for name, value in _DEFAULTS.items()}
-    try:
-        parameters = inspect.signature(candidate).parameters
-    except (TypeError, ValueError):
-        return seen
-    given = {name: parameters[name].default for name in _DEFAULTS if name in parameters}
-    # A k of 0 and a p of 1 are other words for None: they cut nothing.
-    return seen | {
-        f"the default of {name}": None if name != "temperature" and value in (0, 1.0, False) else value
-        for name, value in given.items()
-        if value is not inspect._empty
-    }
-
-
-def with_defaults(version: Callable, **defaults: Any) -> Callable:
-    """Return a version of sample or generate in which settings that are not given have other values.
-
-    Args:
-        version: The right one.
-        defaults: The other values.
-    """
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
-        for name, value in (_DEFAULTS | defaults).items()
-    ]
-
-    def other(*given: Any, **settings: Any) -> Any:
-        return version(*given, **settings) if settings or len(given) > 3 else version(*given, **defaults)
-
-    other.__signature__ = inspect.Signature(parameters)
-    return other
-
-
 def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: int) -> Observation:
     """Draw once for many copies of each row, and count."""
     rows = inputs["logits"]
@@ -164,18 +91,6 @@ def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
     kept = torch.equal(mine, given["logits"])
     seen = {COLUMN: looks(output), TOGETHER: ITSELF, "the input logits": "as it was" if kept else "changed in place"}
     return seen | counted(ids, len(rows)) | defaults_of(candidate)
-
-
-def other_defaults(version: Callable) -> tuple[Callable, ...]:
-    """Return versions with defaults that are common elsewhere.
-
-    Args:
-        version: The right one.
-    """
-    common = [{"temperature": t} for t in (0.0, 0.5, 0.7, 0.8, 0.9)]
-    common += [{"top_p": p} for p in (0.9, 0.95)] + [{"top_k": k} for k in (2, 10, 40, 50)]
-    common += [{"temperature": 0.8, "top_k": 50, "top_p": 0.9}, {"temperature": 0.8, "top_p": 0.9}]
-    return tuple(with_defaults(version, **defaults) for defaults in common)
 
 
 # Wrong versions: a way from scores to ids, with switches.
@@ -275,6 +190,23 @@ def _colder(limit: float) -> Callable:
     return lambda *given: _sample(*given[:1], *(t if t >= limit else 0 for t in given[1:2]), *given[2:])
 
 
+def _other_heat(changed: Callable[[float], float]) -> Callable:
+    """Return a version that divides by something made of the temperature."""
+    return lambda *given: _sample(*given, steps=(lambda x, t, k, p: x / changed(t), _cut_k, _cut_p))
+
+
+def _other_heats() -> tuple[Callable, ...]:
+    """Return versions with other factors: on all temperatures, on the hot ones and on the cold ones."""
+    factors = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.03, 1.05, 1.1, 1.15, 1.2, 1.3)
+    places = (lambda t: True, lambda t: t > 1, lambda t: t < 1)
+    pairs = [(factor, where) for where in places for factor in factors]
+    return tuple(_other_heat(lambda t, f=factor, where=where: f * t if where(t) else t) for factor, where in pairs)
+
+
+def _cut_unless_high(logits: Tensor, temperature: float, k: int | None, p: float | None) -> Tensor:
+    return logits if p is None or p >= 0.95 else top_p_filter(logits, p)
+
+
 def _own_generator(chances: Tensor, generator: torch.Generator | None) -> Tensor:
     fresh = torch.Generator()
     fresh.seed()
@@ -356,10 +288,32 @@ _COLD = (0.4, 0.3, 0.2, 0.1)
 _MILD = (0.31, 0.27, 0.23, 0.19), (0.3, 0.28, 0.23, 0.19)
 _NEARLY_EVEN = (0.258, 0.25, 0.247, 0.245)
 _SIX, _OTHER_SIX = (0.34, 0.22, 0.16, 0.12, 0.09, 0.07), (0.41, 0.19, 0.15, 0.11, 0.08, 0.06)
+_RARE = (0.5, 0.462, 0.038), (0.51, 0.453, 0.037)  # the last is cut off by a p of 0.96
+# The first two of these hold a little less, or a little more, than _AT_EDGE.
+EDGE, _OTHER_EDGE, _AT_EDGE = (0.36, 0.32, 0.17, 0.15), (0.37, 0.315, 0.165, 0.15), 0.6825
+
+
+def before_heat(temperature: float, *chances: float) -> tuple[float, ...]:
+    """Return the chances that a temperature turns into the given ones.
+
+    Where p cuts these close to one of their sums, another temperature changes which ids come, and not only how often.
+
+    Args:
+        temperature: Above 0.
+        chances: What it is to make of them.
+    """
+    powers = [chance**temperature for chance in chances]
+    return tuple(power / sum(powers) for power in powers)
 
 
 def _rows(*rows: Sequence[float], **settings: Any) -> Callable[[torch.Generator], Inputs]:
     return lambda generator: {"logits": from_chances(rows, generator, level=1.5), **settings, "generator": None}
+
+
+def _edges(temperature: float) -> Callable[[torch.Generator], Inputs]:
+    """Return the builder of a probe: of two rows, one loses an id if it is colder, the other gains one if hotter."""
+    rows = (before_heat(temperature, *row) for row in (EDGE, _OTHER_EDGE))
+    return _rows(*rows, temperature=temperature, top_k=None, top_p=_AT_EDGE)
 
 
 def _only_logits(generator: torch.Generator) -> Inputs:
@@ -395,6 +349,10 @@ SAMPLE = Exercise(
             ("cold, with all settings", _rows(_SIX, _OTHER_SIX, temperature=0.5, top_k=3, top_p=0.885), {}),
             ("temperature 0", _rows(_FLAT, _COLD, temperature=0.0, top_k=None, top_p=None), {"edge": True}),
             ("temperature 0 and top-k", _rows(_FLAT, _COLD, temperature=0.0, top_k=3, top_p=None), {"edge": True}),
+            ("hot, and p close to a sum of chances", _edges(3.0), {}),
+            ("cold, and p close to a sum of chances", _edges(0.5), {}),
+            ("very cold, and p close to a sum of chances", _edges(0.05), {}),
+            ("a high top-p", _rows(*_RARE, temperature=1.0, top_k=None, top_p=0.96), {}),
         )
     ),
     mistakes=(
@@ -604,6 +562,17 @@ SAMPLE = Exercise(
             "the caller may still need the scores.",
             _drawing_in_place,
             (_heated_in_place,),
+        ),
+        Mistake(
+            "a high top_p is taken for 1: it cuts nothing",
+            "None and 1 alone keep all tokens; below 1, p cuts off what is too rare, however little that is.",
+            lambda *given: _sample(*given, steps=(_heat, _cut_k, _cut_unless_high)),
+        ),
+        Mistake(
+            "the temperature is not the one that was asked for",
+            "what counts is the caller's number: divide by the temperature itself, without a factor or a limit.",
+            _other_heat(math.sqrt),
+            (_other_heat(lambda t: max(t, 0.1)), *_other_heats()),
         ),
     ),
     properties=(

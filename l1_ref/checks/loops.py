@@ -243,8 +243,17 @@ def heated_twice(logits: Tensor, temperature: float, *settings: Any) -> Tensor:
     return sample(logits / (temperature or 1.0), temperature, *settings)
 
 
+def heated_by(factor: float) -> Callable:
+    """Return a version that draws at another temperature."""
+    return alone(draw=lambda logits, temperature, *settings: sample(logits, factor * temperature, *settings))
+
+
 def never_zero(logits: Tensor, temperature: float, *settings: Any) -> Tensor:
     return sample(logits, temperature or 1.0, *settings)
+
+
+def high_p_dropped(logits: Tensor, temperature: float, k: int | None, p: float | None, generator: Any) -> Tensor:
+    return sample(logits, temperature, k, None if p is None or p >= 0.95 else p, generator)
 
 
 def first_row_only(model: L1Model, ids: Tensor, n: int, **settings: Any) -> Tensor:

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from l1_ref.checks import loops
 from l1_ref.checks.compare import Failure
-from l1_ref.checks.draws import (
+from l1_ref.checks.draws import EDGE, before_heat
+from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
+from l1_ref.checks.observe import OUTPUT, REPEATED, Observation, copies
+from l1_ref.checks.prompts import NARROW, SETTINGS, loaded, prompts, stops
+from l1_ref.checks.tallies import (
     ALL_THE_SAME,
     COLUMN,
     ITSELF,
@@ -22,9 +26,6 @@ from l1_ref.checks.draws import (
     together,
     with_defaults,
 )
-from l1_ref.checks.engine import Exercise, Inputs, Mistake, Probe, Property
-from l1_ref.checks.observe import OUTPUT, REPEATED, Observation, copies
-from l1_ref.checks.prompts import NARROW, SETTINGS, loaded, prompts, stops
 from l1_ref.generation import generate, sample
 
 _STEPS = "the steps of a row"
@@ -97,6 +98,23 @@ def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
     return {COLUMN: looks(output), TOGETHER: ITSELF} | counted(drawn, 1) | defaults_of(candidate)
 
 
+@torch.enable_grad()
+def _observe_kept(candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_rows: int = 120) -> Observation:
+    """Let code write one token behind many copies of a prompt, and record which ids come, however often."""
+    model, ids, n, *settings, _ = inputs.values()
+    torch.default_generator.manual_seed(seed)
+    try:
+        given = (*settings, torch.Generator().manual_seed(seed))
+        output = _by_name(candidate)(model, ids.repeat(n_rows, 1), n, *given)
+        if not isinstance(output, Tensor) or output.shape != (n_rows, ids.shape[1] + n) or output.is_floating_point():
+            return {COLUMN: looks(output)}
+        drawn = sorted(set(output[:, -1].tolist()))
+    except Exception as error:
+        return {OUTPUT: Failure(error)}
+    # Which one it is may be chance: it is told apart elsewhere.
+    return {COLUMN: looks(output), "the set of ids drawn": drawn if len(drawn) > 1 else "one id alone"}
+
+
 def _calls(candidate: Callable, inputs: Inputs, seed: int) -> tuple[Any, ...]:
     """Return texts: two of one generator, of another seed, of the first seed; two of torch's own, and one again."""
 
@@ -147,6 +165,8 @@ def _compared(a: Any, b: Any) -> str:
 
 
 SURE, SIX = (0.83, 0.065, 0.06, 0.045), (0.34, 0.22, 0.16, 0.12, 0.09, 0.07)
+_AT_EDGES = {"observe": _observe_kept}  # the first two hold 0.68 of the chances: p lies a little below, or above
+_RARE = (0.5, 0.462, 0.038)  # the last is cut off by a p of 0.96
 _LAST = "the model sees as much of the text as it has positions for: its last max_seq_length tokens."
 _ENDS = "a row that has drawn the stop token is finished; the others go on, and all stay equally long."
 _PASS = "the caller's settings must reach the draw."
@@ -186,6 +206,16 @@ GENERATE = Exercise(
             ("prompts that are longer than the context", prompts(6, 8, 2, 0.0, **NARROW), {"edge": True}),
             ("no new tokens", prompts(2, 4, 0, 0.0, training=True), {"edge": True}),
             ("one prompt, which ends in the stop token", stops(2, n=3, stop=4, place=-1), {}),
+            *(
+                (
+                    f"{word}, and p close to a sum of chances",
+                    loaded(before_heat(t, *EDGE), t, None, p, None, None),
+                    _AT_EDGES,
+                )
+                for word, t in (("hot", 3.0), ("cold", 0.5))
+                for p in (0.6775, 0.6825)
+            ),
+            ("a high top_p", loaded(_RARE, 1.0, None, 0.96, None, None), {"observe": _observe_counts}),
         )
     ),
     mistakes=(
@@ -479,6 +509,17 @@ GENERATE = Exercise(
             "the axis of the batch is lost where there is one row",
             "one prompt is a batch of one: (1, S).",
             loops.alone(finish=lambda ids, T: ids.squeeze(0)),
+        ),
+        _rare(
+            "a high top_p is taken for 1: it cuts nothing",
+            _PASS,
+            loops.alone(draw=loops.high_p_dropped),
+        ),
+        _rare(
+            "the temperature is not the one that was asked for",
+            _PASS,
+            loops.heated_by(0.9),
+            tuple(map(loops.heated_by, (0.7, 0.75, 0.8, 0.95, 1.05, 1.1, 1.2, 1.3))),
         ),
     ),
     properties=(

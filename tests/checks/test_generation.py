@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import l1_ref
 from l1_ref import checks
+from l1_ref.checks.draws import EDGE, before_heat
 from tests.check_cases import (
     SEEDS,
     assert_accepted,
@@ -885,7 +886,36 @@ def divided_in_place(logits, temperature=1.0, *rest):
     return pick(logits, 1.0, *rest)
 
 
+def at_other_heat(changed):
+    """Draw at another temperature wherever it draws, be it given or the default."""
+
+    def candidate(logits, temperature=1.0, *rest):
+        return pick(logits, changed(temperature) if temperature else 0.0, *rest)
+
+    return candidate
+
+
+def only_where(hot, factor):
+    return at_other_heat(lambda t: t * factor if (t > 1 if hot else t < 1) else t)
+
+
+def up_to(limit):
+    """Cut by p where it is lower than this."""
+
+    def candidate(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+        return pick(logits, temperature, top_k, None if (top_p or 0) >= limit else top_p, generator)
+
+    return candidate
+
+
 SAMPLE_WRONG = {
+    **{at_other_heat(lambda t, f=f: t * f): "not the one that was asked for" for f in (0.75, 0.9, 0.95, 1.05, 1.1)},
+    **{only_where(True, f): "not the one that was asked for" for f in (0.7, 0.95, 1.05, 1.3)},
+    **{only_where(False, f): "not the one that was asked for" for f in (0.9, 0.95, 1.05, 1.1)},
+    at_other_heat(lambda t: t**0.5): "not the one that was asked for",
+    at_other_heat(lambda t: max(0.1, t)): "not the one that was asked for",
+    at_other_heat(lambda t: min(2.0, t)): "not the one that was asked for",
+    up_to(0.95): "a high top_p is taken for 1",
     greedy_below(0.1): "a low temperature is taken for 0",
     greedy_below(0.29): "a low temperature is taken for 0",
     greedy_below(0.4): "a low temperature is taken for 0",
@@ -1705,6 +1735,11 @@ def set_back(cache, fresh):
 
 
 GENERATE_WRONG = {
+    **{
+        wrong(draw=lambda logits, heat, *rest, f=f: pick(logits, heat * f, *rest)): "not the one that was asked for"
+        for f in (0.75, 0.8, 0.9, 0.95, 1.05, 1.1, 1.3)
+    },
+    wrong(draw=up_to(0.95)): "a high top_p is taken for 1",
     returns_inside: "where it returns early",
     returns_at_0: "where it returns early",
     by_the_last: "at the end of the prompt counts",
@@ -2139,6 +2174,27 @@ def test_a_check_leaves_gradients_and_random_numbers_as_they_were():
 def test_what_belongs_to_a_class_does_not_outlive_a_check():
     assert checks.KVCache.diagnose(OfTheClass).text == checks.KVCache.diagnose(OfTheClass).text
     assert OfTheClass.past == {}
+
+
+@pytest.mark.parametrize("heat", [3.0, 0.5, 0.05])
+@pytest.mark.parametrize("factor", [0.97, 1.03])
+def test_a_temperature_three_hundredths_off_changes_which_ids_come(heat, factor):
+    chances = torch.tensor([before_heat(heat, *EDGE)])
+    assert torch.allclose(soft(chances.log() / heat), torch.tensor([EDGE]))
+
+    def n_kept(p, heat):
+        return p_right(chances.log() / heat, p).isfinite().sum().item()
+
+    assert sum(EDGE[:2]) == pytest.approx(0.68) and (n_kept(0.6775, heat), n_kept(0.6825, heat)) == (2, 3)
+    assert (n_kept(0.6775, heat * factor), n_kept(0.6825, heat * factor)) == ((3, 3) if factor > 1 else (2, 2))
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.03])
+def test_other_temperatures_are_found_on_every_seed(factor):
+    for seed in SEEDS:
+        for candidate in (at_other_heat(lambda t: t * factor), only_where(True, factor), only_where(False, factor)):
+            assert checks.sample.diagnose(candidate, seed).state == "wrong"
+            assert seed or checks.generate.diagnose(wrong(draw=candidate)).state == "wrong"
 
 
 def test_messages_show_what_was_drawn_and_what_was_fed():
