@@ -18,7 +18,8 @@ from l1_ref.course import commands
 from l1_ref.data import DATA_DIR
 from l1_ref.loss import perplexity
 from l1_ref.runs import SPEC_FILE, RunSpec, continue_text, rebuild_data, train_run
-from l1_ref.training import TrainingConfig, handling
+from l1_ref.signals import handling
+from l1_ref.training import TrainingConfig
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -154,6 +154,8 @@ def sample(
     Source: Holtzman et al. 2020, sections 3.1 to 3.3, for each of the three; the order is that of transformers.
     """
     _check_sampling(temperature, top_k, top_p)
+    if temperature == 0:
+        return greedy(logits)
     _check_logits(logits)
     return _draw(logits, temperature, top_k, top_p, generator)
 

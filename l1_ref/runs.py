@@ -124,14 +124,18 @@ def train_run(
         if not resume:
             _require_free(folder)
             _begin(spec, config, tokenizer, folder)
-        say(
-            f"{count_parameters(config):,} parameters, {tokenizer.vocab_size:,} tokens in the vocabulary, "
-            f"{len(corpus.train):,} to train on, {len(corpus.validation):,} to validate, on {device}"
-        )
+        say(_in_words(config, corpus, device))
         metrics = train(model, corpus, training, folder, resume, floor, progress=progress)
         metrics |= {"documents": len(documents), "parameters": count_parameters(config)}
         _finish(model, metrics, folder)
     return metrics
+
+
+def _in_words(config: L1Config, corpus: Corpus, device: torch.device | str) -> str:
+    return (
+        f"{count_parameters(config):,} parameters, {config.vocab_size:,} tokens in the vocabulary, "
+        f"{len(corpus.train):,} to train on, {len(corpus.validation):,} to validate, on {device}"
+    )
 
 
 def _require_free(folder: Path) -> None:

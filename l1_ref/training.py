@@ -1,11 +1,9 @@
 """The training loop: batches, schedule, mixed precision, evaluation, checkpoints and exact resume."""
 
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, no_type_check
@@ -18,6 +16,7 @@ from l1_ref.config import L1Config, is_number, require_choice, require_count, re
 from l1_ref.data import Corpus
 from l1_ref.memory import training_memory
 from l1_ref.optimization import build_optimizer, cosine_lr
+from l1_ref.signals import handling
 from l1_ref.steps import (
     DTYPES,
     Batch,
@@ -400,26 +399,3 @@ class _Loop:
 
 def _step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % 2**32
-
-
-@contextmanager
-def handling(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Handle SIGINT, SIGTERM and SIGHUP (a closed terminal) for a while.
-
-    A signal that is ignored stays ignored, as `nohup` wants it.
-
-    Args:
-        handler: Called with the signal's number and the frame. Outside the main thread it never is.
-    """
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # only the main thread may handle signals
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -16,7 +16,7 @@ from rich.console import Console
 from l1_ref.checks import marks
 from l1_ref.config import require_whole
 from l1_ref.files import write_atomic
-from l1_ref.training import handling
+from l1_ref.signals import handling
 
 # A path may hold what Rich would take for markup; and a line is for the terminal to break, not for a pipe.
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -33,7 +33,7 @@ from l1_ref.course.kernels import KernelError, Launcher
 from l1_ref.course.limits import Limits
 from l1_ref.course.results import problem_of
 from l1_ref.files import alone, write_atomic
-from l1_ref.training import handling
+from l1_ref.signals import handling
 
 LOCK = ".grading.lock"
 _NOT_RUN = "it was not run, grade it again: "

@@ -115,6 +115,10 @@ CHEATS = {
         "    return m.wrong.func(words)",
         KEPT,
     ),
+    "by way of the function that uses it": (
+        "def greedy(logits): return l1_ref.sample(logits, temperature=0.0)",
+        "it calls the course's own greedy",
+    ),
     "by way of another function of the course": (
         "def softmax(x, dim):\n    l1_ref.attention_weights(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))\n"
         "    return torch.softmax(x, dim)",
