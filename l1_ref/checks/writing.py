@@ -183,7 +183,7 @@ GENERATE = Exercise(
     probes=tuple(
         partial(Probe, axes="B S", gradient=False)(*each, **more)
         for *each, more in (
-            ("three prompts, greedy", prompts(3, 3, 4, 0.0), {}),
+            ("three prompts, greedy", prompts(3, 3, 3, 0.0), {}),
             ("a model in training mode, with dropout", prompts(4, 2, 4, 0.0, training=True, dropout=0.5), {}),
             ("the rows stop one after the other", stops(2, 3, 1, n=5, training=True), {}),
             ("one row never stops, and stop_token is 0", stops(1, None, 3, n=5, stop=0), {}),
