@@ -2,7 +2,7 @@
 # # Efficiency
 #
 # A step of training costs memory and time. Here it becomes cheaper, and does nearly the same: it works in pieces, with
-# half as many bits, and forgets what can be computed again. At the end you predict the bill.
+# half as many bits, and forgets what can be computed again.
 #
 # **Goals.** Say what a training step holds in memory. Accumulate gradients. Know what float16 and bfloat16 lose, and
 # train with them. Trade time for memory. Predict bytes from a config, and hold seconds against arithmetic.
@@ -126,7 +126,7 @@ for sizes in ([4, 4, 4, 4], [1, 2, 5, 8]):
     print(f"pieces of {sizes}: the same gradient: {relative_error(found, whole) < 1e-5}")
 
 # %% [markdown]
-# Up to the last digits: a sum in another order rounds otherwise. So any batch size is possible, and only takes longer.
+# Up to rounding: a sum in another order rounds otherwise. So any batch size is possible, and only takes longer.
 # GPT-2's is 512 sequences of 1,024 tokens (Radford et al. 2019, section 2.3). (Dropout draws other numbers for each
 # piece: with it the two are alike, not equal.)
 #
@@ -408,8 +408,8 @@ for step, (*row, factor) in enumerate(zip(*losses.values(), factors, strict=True
 #
 # *Checkpointing* (Chen et al. 2016) throws activations away: of each block only the input is kept. When the backward
 # pass comes to the block, it runs it forward once more from that input. So one block's activations exist at a time. The
-# price is a second forward pass. A backward pass takes about twice the arithmetic of a forward pass, so that is a third
-# more. Dropout must drop the same numbers both times, or the gradient belongs to another network.
+# price is a second forward pass: a third more arithmetic, as a backward pass takes twice that of a forward pass. Dropout
+# must drop the same numbers both times, or the gradient belongs to another network.
 #
 # ## Exercise: `checkpointed`
 #
@@ -472,8 +472,8 @@ for name, (forward, backward) in times.items():
     print(f"forward {min(forward):.0f} ms, backward {min(backward):.0f} ms")
 
 # %% [markdown]
-# The second forward pass is part of the backward pass. On a CPU, drawing dropout's masks makes a forward pass about as
-# slow as a backward pass, so here it costs a half more. Set `dropout=0.0` above to see the third.
+# More than a third: on a CPU, drawing dropout's masks makes a forward pass as slow as a backward pass. Without dropout
+# it is a third.
 #
 # In `l1_ref`, `model.checkpointing = True` switches it on for all blocks.
 #
@@ -596,7 +596,7 @@ def draw_bill(batch_size, dropout):
 plots.explore(draw_bill, batch_size=[1, 2, 4, 8, 16, 32, 64], dropout=["as in the preset", "0"])
 
 # %% [markdown]
-# Move the sliders. The larger the batch, the larger the share of activations, and the deeper the model, the more of
+# The larger the batch, the larger the share of activations, and the deeper the model, the more of
 # them checkpointing takes away. From `small` on most of them are attention's tables, which only dropout calls up. These
 # are float32, so the half dtypes save little; at batch 1, with checkpointing, their copies of the weights even cost
 # more than they save. Switch dropout off, and see.
@@ -618,9 +618,8 @@ for name, config in l1_ref.PRESETS.items():
     print(f"{name:<5} {flops / 1e6:>8,.1f} million FLOPs a token, attention {attention / flops:.0%} of them")
 
 # %% [markdown]
-# Measured tokens a second, times FLOPs a token, are FLOP/s. How near is that to what this machine can do? Matrix products
-# show it: (m × k) times (k × n) takes 2mkn FLOPs. torch has several libraries for them, and none is the fastest
-# everywhere: the best of a few products counts.
+# Measured tokens a second, times FLOPs a token, are FLOP/s. How near is that to what this machine can do? The best of
+# several matrix products shows it: (m × k) times (k × n) takes 2mkn FLOPs.
 
 
 # %%
@@ -655,8 +654,7 @@ for name, config in zip(("tiny", "wider"), training, strict=True):
     print(f"{achieved / best:.0%} of the product's")
 
 # %% [markdown]
-# This share is the *utilisation*: it says how much there is to gain. What is missing goes into work of few FLOPs:
-# norms, GELU, softmax, the optimizer.
+# This share is the *utilisation*. What is missing goes into work of few FLOPs: norms, GELU, softmax, the optimizer.
 #
 # ## Bug hunt: one step for four pieces
 #
@@ -741,7 +739,7 @@ alt = (
 plots.show(plots.piece_effects(effects), alt=alt)
 
 # %% [markdown]
-# Now each micro-batch counts, and none decides alone.
+# Now each counts.
 #
 # ## What you have now
 #
