@@ -408,8 +408,8 @@ for step, (*row, factor) in enumerate(zip(*losses.values(), factors, strict=True
 #
 # *Checkpointing* (Chen et al. 2016) throws activations away: of each block only the input is kept. When the backward
 # pass comes to the block, it runs it forward once more from that input. So one block's activations exist at a time. The
-# price is a second forward pass: a third more arithmetic, as a backward pass takes twice that of a forward pass. Dropout
-# must drop the same numbers both times, or the gradient belongs to another network.
+# price is a second forward pass: a third more arithmetic, as a backward pass takes twice that of a forward pass.
+# Dropout must drop the same numbers both times, or the gradient belongs to another network.
 #
 # ## Exercise: `checkpointed`
 #
@@ -624,7 +624,7 @@ for name, config in l1_ref.PRESETS.items():
 
 # %%
 def per_second(works, rounds=4, for_s=0.1):
-    """Return how often each function can run in a second, by its best time; in turns, so that a slow moment hits all."""
+    """Return how often each function can run in a second, by its best time; in turns, so a slow moment hits all."""
     best = dict.fromkeys(works, math.inf)
     for _ in range(rounds):
         for name, work in works.items():
