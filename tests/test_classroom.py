@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -421,6 +422,17 @@ def struck(monkeypatch, owner: object, name: str, number: int) -> None:
     monkeypatch.setattr(owner, name, begin)
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Handle signals as at a terminal: those that `nohup`, or a shell in the background, ignores would stay ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS")
 @pytest.mark.parametrize(
     ("owner", "name", "number", "said", "scores"),
@@ -449,6 +461,7 @@ def test_a_signal_stops_grading_and_costs_no_points(hostile_class, l1, monkeypat
     assert [graded.get(student) for student in ("one", "two")] == scores
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS")
 def test_a_signal_while_a_submission_runs_ends_its_kernel_at_once(hostile_class, l1, monkeypatch):
     started, launch, run_cell = [], kernels.Launcher.launch, execution._Client.run_cell
