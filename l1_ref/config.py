@@ -141,6 +141,13 @@ def require_number(
         raise ValueError(f"{name} must be a number {rule}, got {name}={value!r}")
 
 
+def require_betas(betas: Any) -> None:
+    """Refuse what are no two memories of AdamW's running means."""
+    two = isinstance(betas, (list, tuple)) and len(betas) == 2
+    if not two or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got betas={betas!r}")
+
+
 def require_choice(name: str, value: Any, choices: tuple) -> None:
     """Refuse what is none of the choices."""
     if type(value) is not type(choices[0]) or value not in choices:

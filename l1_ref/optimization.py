@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l1_ref.config import is_number, require_number, require_whole
+from l1_ref.config import require_betas, require_number, require_whole
 
 
 def cosine_lr(step: int, lr_peak: float, warmup_steps: int, total_steps: int, lr_min: float = 0.0) -> float:
@@ -138,9 +138,7 @@ def _check_update(p, grad, lr, betas, eps, weight_decay) -> None:
         raise ValueError(f"grad must have the shape of p, {tuple(p.shape)}, got {tuple(grad.shape)}")
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         require_number(name, value, "at least 0", lambda v: v >= 0)
-    two = isinstance(betas, (list, tuple)) and len(betas) == 2
-    if not two or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas must be two numbers in [0, 1), got betas={betas!r}")
+    require_betas(betas)
 
 
 def clip_grad_norm(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> Tensor:

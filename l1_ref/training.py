@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from l1_ref.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
-from l1_ref.config import L1Config, is_number, require_choice, require_count, require_number, require_whole
+from l1_ref.config import L1Config, require_betas, require_choice, require_count, require_number, require_whole
 from l1_ref.data import Corpus
 from l1_ref.memory import training_memory
 from l1_ref.optimization import build_optimizer, cosine_lr
@@ -106,9 +106,7 @@ class TrainingConfig:
         require_choice("dtype", self.dtype, tuple(DTYPES))
         require_choice("checkpointing", self.checkpointing, (True, False))
         require_choice("compile", self.compile, (True, False))
-        numbers = isinstance(self.betas, (list, tuple)) and len(self.betas) == 2 and all(map(is_number, self.betas))
-        if not numbers or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got betas={self.betas!r}")
+        require_betas(self.betas)
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON has no tuples
 
     def peak_rate(self, model: L1Config) -> float:
