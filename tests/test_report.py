@@ -17,8 +17,7 @@ from nbgrader.api import Gradebook
 
 from l1_ref import cli
 from l1_ref.checks import EXERCISES
-from l1_ref.course import report_page, results
-from l1_ref.course.execution import VERDICTS_FOLDER
+from l1_ref.course import execution, grading, report_page, results
 from l1_ref.course.report import write_report
 
 NAME = "03_attention"
@@ -388,7 +387,7 @@ def test_an_assignment_that_nobody_handed_in_has_no_page_and_no_column(course):
 
 
 def test_it_reads_what_grading_writes():
-    assert results.VERDICTS == VERDICTS_FOLDER
+    assert results.verdicts_of is execution.verdicts_of is grading.verdicts_of
 
 
 def test_reading_leaves_the_gradebook_as_it_was(course):

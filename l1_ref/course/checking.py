@@ -117,8 +117,8 @@ class NotebookRun:
         for index in self._number:
             tell(self.path.stem)
             name = str(self.notebook.cells[index].metadata.get("name", ""))
-            if name.endswith("-check"):
-                name = name.removesuffix("-check")
+            if name.endswith(sources.CHECK):
+                name = name.removesuffix(sources.CHECK)
                 verdict = {"exercise": name, "state": "unwritten", "mistakes": [], "text": messages.unwritten(name)}
                 self._verdicts[index], self._seconds[index] = [verdict], 0.0
         self.ended = True
@@ -192,13 +192,13 @@ class NotebookRun:
         names = [each.name for each in EXERCISES.values() if each.notebook == self.path.stem]
         for cell in self.notebook.cells:
             if {"exercise", "check"} & set(sources.tags(cell)) and isinstance(cell.metadata.get("name"), str):
-                names.append(cell.metadata["name"].removesuffix("-check"))
+                names.append(cell.metadata["name"].removesuffix(sources.CHECK))
         names += [verdict["exercise"] for told in self._verdicts.values() for verdict in told]
         results = tuple(self._result(name) for name in dict.fromkeys(names))
         return Outcome(self.path.stem, self.path, results, self._elapsed_s, self.stopped)
 
     def _result(self, name: str) -> Result:
-        places = [i for i in self._named(f"{name}-check") if i in self._number]
+        places = [i for i in self._named(f"{name}{sources.CHECK}") if i in self._number]
         # A try in a cell of the reader's own does not count where the exercise has its check.
         told = [(i, v) for i in places or self._verdicts for v in self._verdicts.get(i, ()) if v["exercise"] == name]
         if not told:

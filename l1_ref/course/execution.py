@@ -22,8 +22,8 @@ from traitlets import Bool, Float, Integer
 from l1_ref.course.integrity import require_verdicts
 from l1_ref.course.kernels import Kernel, KernelError, Launcher
 from l1_ref.course.limits import Limits
-from l1_ref.course.results import VERDICTS as VERDICTS_FOLDER
-from l1_ref.course.sources import grade_id
+from l1_ref.course.results import verdicts_of
+from l1_ref.course.sources import CHECK, grade_id
 from l1_ref.files import write_atomic
 
 _GRACE_S = 5.0  # for a cell to end after an interrupt, before its kernel is ended
@@ -161,7 +161,7 @@ async def _run_from(position: int, notebook: NotebookNode, client: _Client, left
 def _its_exercise(notebook: NotebookNode, index: int) -> Iterable[int]:
     """Yield where the exercise of a check is."""
     if is_grade(notebook.cells[index]):
-        name = grade_id(notebook.cells[index]).removesuffix("-check")
+        name = grade_id(notebook.cells[index]).removesuffix(CHECK)
         for i, cell in enumerate(notebook.cells):
             if grade_id(cell) == name:
                 yield i
@@ -190,17 +190,6 @@ def settle(notebook: NotebookNode) -> None:
             elif output.output_type == "execute_result":
                 output.output_type = "display_data"
                 output.pop("execution_count", None)
-
-
-def verdicts_of(course: Path, student: str, assignment: str) -> Path:
-    """Return the file for what the checks of a submission told.
-
-    Args:
-        course: The classroom's folder.
-        student: The student's id.
-        assignment: Its name.
-    """
-    return course / VERDICTS_FOLDER / assignment / f"{student}.jsonl"
 
 
 async def run_submission(

@@ -9,6 +9,7 @@ import asyncio
 import glob
 import html
 import os
+import shlex
 import shutil
 import warnings
 from collections.abc import Callable, Coroutine, Iterable
@@ -28,10 +29,10 @@ from traitlets.utils.importstring import import_item
 
 from l1_ref.course import execution, limits
 from l1_ref.course.classroom import CONFIG, MISREAD, require_readable
-from l1_ref.course.execution import ALREADY_RUN, RunApart, run_submission, verdicts_of
+from l1_ref.course.execution import ALREADY_RUN, RunApart, run_submission
 from l1_ref.course.kernels import KernelError, Launcher
 from l1_ref.course.limits import Limits
-from l1_ref.course.results import problem_of
+from l1_ref.course.results import problem_of, verdicts_of
 from l1_ref.files import alone, write_atomic
 from l1_ref.signals import handling
 
@@ -80,7 +81,8 @@ class Course:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser().resolve()
         if not (self.folder / CONFIG).is_file():
-            raise ValueError(f"{folder} is no classroom: it holds no {CONFIG}; l1 classroom {folder} makes one")
+            command = f"l1 classroom {shlex.quote(str(folder))}"
+            raise ValueError(f"{folder} is no classroom: it holds no {CONFIG}; {command} makes one")
         require_readable(self.folder)
         try:
             self.config = Config(PyFileConfigLoader(CONFIG, path=str(self.folder)).load_config())

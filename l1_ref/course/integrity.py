@@ -34,9 +34,8 @@ from l1_ref.course.reading import (
     parsed,
     scoped,
 )
-from l1_ref.course.sources import grade_id
+from l1_ref.course.sources import CHECK, grade_id
 
-_CHECK = "-check"
 # What no answer needs: it would show it the course's own, or run code that nobody could read beforehand.
 _TOOLS = {
     "builtins": {"exec", "eval", "compile", "__import__", "globals"},
@@ -176,8 +175,8 @@ def _is_locked(cell: NotebookNode) -> bool:
 
 def _checks(notebook: NotebookNode) -> Iterator[tuple[int, str]]:
     for i, cell in enumerate(notebook.cells):
-        name = grade_id(cell).removesuffix(_CHECK)
-        if cell.cell_type == "code" and grade_id(cell) == name + _CHECK and name in EXERCISES:
+        name = grade_id(cell).removesuffix(CHECK)
+        if cell.cell_type == "code" and grade_id(cell) == name + CHECK and name in EXERCISES:
             yield i, name
 
 

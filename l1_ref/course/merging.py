@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from nbformat import NotebookNode
 
 from l1_ref.course.signatures import clashes, defines, parses
-from l1_ref.course.sources import content_id, tags
+from l1_ref.course.sources import CHECK, content_id, tags
 
 MARK = "l1"  # the key under which a cell's metadata says why it is there
 _KINDS = ("exercise", "check", "guide")
@@ -175,7 +175,7 @@ class _Merger:
                     continue
                 if each.cell.cell_type != "code" and not parses(each.cell.source):
                     continue  # prose that the reader made of it
-                before_check = i < checks.get(f"{each.key}-check", len(cells))
+                before_check = i < checks.get(f"{each.key}{CHECK}", len(cells))
                 rank = (self.homes.get(each.key) == name, defines(each.cell.source, each.key), before_check, i, name)
                 best[each.key] = max(best.get(each.key, rank), rank)
         return {key: (name, i) for key, (*_, i, name) in best.items()}

@@ -10,9 +10,7 @@ from nbgrader.preprocessors import NbGraderPreprocessor
 
 from l1_ref.course.merging import plain
 from l1_ref.course.signatures import defines
-from l1_ref.course.sources import grade_id
-
-_CHECK = "-check"
+from l1_ref.course.sources import CHECK, grade_id
 
 
 class RestoreCells(NbGraderPreprocessor):
@@ -57,7 +55,7 @@ def _found(cells: list[NotebookNode], sources: Iterable[Any]) -> dict[str, Noteb
     """
     places: dict[str, int] = {}
     for source in sorted(sources, key=lambda each: not each.locked):  # the checks first
-        check = places.get(f"{source.name}{_CHECK}", len(cells))
+        check = places.get(f"{source.name}{CHECK}", len(cells))
         ranks = []
         for i, cell in enumerate(cells):
             known, fits = grade_id(cell) == source.name, cell.cell_type == source.cell_type

@@ -5,6 +5,7 @@ verdicts were written by a process that ran a student's code.
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from l1_ref.checks import EXERCISES
+from l1_ref.course.sources import CHECK
 
 GRADEBOOK, SUBMITTED, VERDICTS = "gradebook.db", "submitted", "verdicts"
 # How an exercise ended, in the order of the report's columns.
@@ -118,6 +120,17 @@ class Assignment:
         return sorted(((*key, ids) for key, ids in made.items()), key=lambda row: (-len(row[2]), order[row[0]], row[1]))
 
 
+def verdicts_of(course: Path, student: str, assignment: str) -> Path:
+    """Return the file for what the checks of a submission told.
+
+    Args:
+        course: The classroom's folder.
+        student: The student's id.
+        assignment: Its name.
+    """
+    return course / VERDICTS / assignment / f"{student}.jsonl"
+
+
 def problem_of(course: Path, student: str, assignment: str) -> Path:
     """Return the file that says why a submission could not be graded; it is there where the last one could not.
 
@@ -157,7 +170,7 @@ def read_results(folder: Path) -> tuple[list[Student], list[Assignment]]:
     if not assignments:
         raise ValueError(
             f"nothing was handed in yet: a report needs a notebook in {folder / SUBMITTED}/STUDENT/ASSIGNMENT, and "
-            f"l1 grade {folder} to grade it"
+            f"l1 grade {shlex.quote(str(folder))} to grade it"
         )
     return list(students.values()), sorted(assignments, key=lambda each: each.name)
 
@@ -191,7 +204,7 @@ def _assignment(folder: Path, row: Any, students: dict[str, Student], handed_in:
     of_student = {each.student.id: each for each in row.submissions}
     submissions, unreadable = [], 0
     for name, student in students.items():
-        verdicts, broken = _verdicts(folder / VERDICTS / row.name / f"{name}.jsonl")
+        verdicts, broken = _verdicts(verdicts_of(folder, name, row.name))
         unreadable += broken
         is_there = (row.name, name) in handed_in
         notebooks = [folder / SUBMITTED / name / row.name / f"{each.name}.ipynb" for each in row.notebooks]
@@ -206,7 +219,7 @@ def _assignment(folder: Path, row: Any, students: dict[str, Student], handed_in:
 
 
 def _exercise(cell: str) -> str:
-    return cell.removesuffix("-check")
+    return cell.removesuffix(CHECK)
 
 
 def _submission(

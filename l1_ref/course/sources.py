@@ -36,6 +36,9 @@ def tags(cell: NotebookNode) -> list[str]:
     return list(cell.metadata.get("tags", []))
 
 
+CHECK = "-check"  # behind an exercise's name it is the name of its check
+
+
 def grade_id(cell: NotebookNode) -> str:
     """Return the name by which nbgrader knows a cell; "" where it knows it not."""
     return cell.metadata.get("nbgrader", {}).get("grade_id") or ""
@@ -71,7 +74,7 @@ def parse(text: str) -> NotebookNode:
         fresh = make(cell.source, metadata={key: cell.metadata[key] for key in _KEPT if key in cell.metadata})
         # A check bears the name of the exercise above it, so that no source has to say it twice.
         if "check" in tags(fresh) and exercise is not None:
-            fresh.metadata["name"] = f"{exercise.metadata.get('name')}-check"
+            fresh.metadata["name"] = f"{exercise.metadata.get('name')}{CHECK}"
             fresh.metadata["points"] = exercise.metadata.get("points", 1)
         exercise = fresh if "exercise" in tags(fresh) else None
         for each in (*_guide(exercise), fresh):
@@ -138,7 +141,7 @@ def _problems(cell: NotebookNode, following: NotebookNode | None) -> Iterator[st
             yield f"an exercise must have a difficulty ({', '.join(DIFFICULTIES)}) and minutes (a whole number)"
         if following is None or "check" not in tags(following):
             yield "an exercise must be followed directly by its check"
-    elif "check" in tags(cell) and not cell.metadata.get("name", "").endswith("-check"):
+    elif "check" in tags(cell) and not cell.metadata.get("name", "").endswith(CHECK):
         yield "a check must stand directly below an exercise"
     if any(_shows_without_alt(node) for node in ast.walk(ast.parse(cell.source))):
         yield "show needs alt=, a text that says what the figure shows"
