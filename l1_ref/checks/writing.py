@@ -75,6 +75,10 @@ def _alike(a: Any, b: Any) -> bool:
     return same_ids(a, b) if isinstance(a, Tensor) else type(a) is type(b)
 
 
+def _are_texts(output: Any, B: int, S: int) -> bool:
+    return isinstance(output, Tensor) and output.shape == (B, S) and not output.is_floating_point()
+
+
 @torch.enable_grad()
 def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: int, n_rows: int = 400) -> Observation:
     """Let code write one token behind many copies of a prompt, and count what was drawn."""
@@ -88,7 +92,7 @@ def _observe_counts(candidate: Callable, inputs: Inputs, gradient: bool, seed: i
 
     try:
         output = write(n_rows, seed)
-        if not isinstance(output, Tensor) or output.shape != (n_rows, ids.shape[1] + n) or output.is_floating_point():
+        if not _are_texts(output, n_rows, ids.shape[1] + n):
             return {COLUMN: looks(output)}
         drawn = output[:, -1].tolist()
         if together(drawn, 1, lambda n: write(1, seed + n)[:, -1].tolist()):
@@ -106,7 +110,7 @@ def _observe_kept(candidate: Callable, inputs: Inputs, gradient: bool, seed: int
     try:
         given = (*settings, torch.Generator().manual_seed(seed))
         output = _by_name(candidate)(model, ids.repeat(n_rows, 1), n, *given)
-        if not isinstance(output, Tensor) or output.shape != (n_rows, ids.shape[1] + n) or output.is_floating_point():
+        if not _are_texts(output, n_rows, ids.shape[1] + n):
             return {COLUMN: looks(output)}
         drawn = sorted(set(output[:, -1].tolist()))
     except Exception as error:
