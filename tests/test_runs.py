@@ -117,6 +117,17 @@ def test_several_texts_are_several_documents(tmp_path):
     assert "".join(continue_text(tmp_path / "run", "", max_new_tokens=3, do_sample=False)) is not None
 
 
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
+    (tmp_path / "cats.txt").write_text("the cat sat on the mat " * 60)
+    spec = RunSpec([str(tmp_path / "cats.txt")], model=SMALL | {"max_seq_length": 8}, training=QUICK)
+    with alone(tmp_path / "run" / LOCK), pytest.raises(OSError, match=r"another process holds .*run"):
+        train_run(spec, tmp_path / "run", say=str, progress=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    train_run(spec, tmp_path / "run", say=str, progress=False)
+    with pytest.raises(ValueError, match="holds a finished one"):
+        train_run(spec, tmp_path / "run", say=str, progress=False)
+
+
 def test_tiny_shakespeare_by_the_defaults_of_l1_train_gets_below_1_74(tiny_shakespeare, tmp_path):
     """4 layers, 4 heads, 128 wide, context 64, 2,000 steps of 12: measured 1.713 nats a character.
 
@@ -132,14 +143,3 @@ def test_tiny_shakespeare_by_the_defaults_of_l1_train_gets_below_1_74(tiny_shake
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["tokens"] == 2_000 * 12 * 64
     assert 1.5 < metrics["validation_loss"] < 1.74  # room for another processor's rounding
-
-
-def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
-    (tmp_path / "cats.txt").write_text("the cat sat on the mat " * 60)
-    spec = RunSpec([str(tmp_path / "cats.txt")], model=SMALL | {"max_seq_length": 8}, training=QUICK)
-    with alone(tmp_path / "run" / LOCK), pytest.raises(OSError, match=r"another process holds .*run"):
-        train_run(spec, tmp_path / "run", say=str, progress=False)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
-    train_run(spec, tmp_path / "run", say=str, progress=False)
-    with pytest.raises(ValueError, match="holds a finished one"):
-        train_run(spec, tmp_path / "run", say=str, progress=False)
