@@ -1,6 +1,7 @@
 """Run a notebook's own cells without a kernel, so that a test can hold its prose against what the cells made."""
 
 import contextlib
+import functools
 import io
 from typing import Any
 
@@ -49,3 +50,9 @@ class Ran:
         ((name, values), *_) = choices.items()
         for value in (values if len(values) < 10 else (*values[:2], values[-1])) if self.every else values[:1]:
             self._show(*draw(**first | {name: value}))
+
+
+@functools.cache
+def run(name: str, every: bool = True) -> Ran:
+    """Run a notebook's cells, once in this process: pytest's workers take tests from each other, and come back."""
+    return Ran(name, every)

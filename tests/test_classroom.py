@@ -77,7 +77,11 @@ def nbgrader(*words: object, folder: Path) -> subprocess.CompletedProcess:
 
 
 def answers(name: str, kind: str) -> tuple[nbformat.NotebookNode, float]:
-    """Return a submission made from the released notebook, and the points that it earns."""
+    """Return a submission made from the released notebook, and the points that it earns.
+
+    The blank edition comes with all its cells. Of the others, for nbval runs the solved one as a whole, the student
+    deleted what is neither graded nor the first cell of code, with the imports.
+    """
     notebook = nbformat.read(Path("release", name, f"{name}.ipynb"), as_version=4)
     complete = {cell["id"]: cell.source for cell in sources.load(name).cells}
     exercise, right, wrong, _ = MISTAKES[name]
@@ -91,6 +95,9 @@ def answers(name: str, kind: str) -> tuple[nbformat.NotebookNode, float]:
             head, mark, body = complete[cell["id"]].rpartition('"""')
             assert right in body
             cell.source = head + mark + body.replace(right, wrong)
+    if kind != "blank":
+        imports = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        notebook.cells = [cell for cell in notebook.cells if cell is imports or "nbgrader" in cell.metadata]
     return notebook, earned
 
 

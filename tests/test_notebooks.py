@@ -1,6 +1,7 @@
-"""The notebooks: built ones match their sources, blank ones run, and the numbers in their prose hold.
+"""The notebooks: built ones match their sources, have all their parts, and the numbers in their prose hold.
 
-The complete editions are run again and compared by nbval, outside this file: pytest --nbval notebooks.
+The complete editions are run again and compared by nbval, outside this file: pytest --nbval notebooks. The blank ones
+are run by test_classroom.py, as submissions.
 """
 
 import ast

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import l1_ref
 from l1_ref import plots
-from tests.notebook_runs import Ran
+from tests.notebook_runs import Ran, run
 from tests.test_notebooks import prose
 
 NAME = "03_attention"
@@ -18,8 +18,8 @@ PROSE = prose(NAME)
 
 
 @pytest.fixture(scope="module")
-def ran():
-    return Ran(NAME, every=False)
+def ran() -> Ran:
+    return run(NAME, every=False)
 
 
 def softmax(*scores):

@@ -9,7 +9,7 @@ from torch import nn
 
 import l1_ref
 from l1_ref.plots import blocks as figures
-from tests.notebook_runs import Ran
+from tests.notebook_runs import Ran, run
 from tests.test_notebooks import prose
 
 NAME = "04_blocks"
@@ -17,7 +17,7 @@ NAME = "04_blocks"
 
 @pytest.fixture(scope="module")
 def ran() -> Ran:
-    return Ran(NAME)
+    return run(NAME)
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ from torch import nn
 import l1_ref
 from l1_ref.course import sources
 from l1_ref.plots import model as figures
-from tests.notebook_runs import Ran
+from tests.notebook_runs import Ran, run
 from tests.test_notebooks import prose
 
 NAME = "05_model"
 
 
 @pytest.fixture(scope="module")
-def ran():
-    return Ran(NAME)
+def ran() -> Ran:
+    return run(NAME)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import l1_ref
 from l1_ref import plots
 from l1_ref.plots import training as figures
-from tests.notebook_runs import Ran
+from tests.notebook_runs import Ran, run
 from tests.test_notebooks import prose
 
 NAME = "06_training"
@@ -18,7 +18,7 @@ NAME = "06_training"
 
 @pytest.fixture(scope="module")
 def ran() -> Ran:
-    return Ran(NAME, every=False)
+    return run(NAME, every=False)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import l1_ref
 from l1_ref import plots
 from l1_ref.plots import efficiency as figures
 from l1_ref.steps import batch_loss
-from tests.notebook_runs import Ran
+from tests.notebook_runs import Ran, run
 from tests.test_notebooks import prose
 
 NAME = "07_efficiency"
@@ -24,7 +24,7 @@ HALF, BRAIN = torch.float16, torch.bfloat16
 
 @pytest.fixture(scope="module")
 def ran() -> Ran:
-    return Ran(NAME, every=False)
+    return run(NAME, every=False)
 
 
 @pytest.fixture(scope="module")

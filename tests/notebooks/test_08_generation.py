@@ -12,15 +12,15 @@ import l1_ref
 from l1_ref.data import make_document_corpus
 from l1_ref.plots import generation as figures
 from l1_ref.tales_grammar import WORDS
-from tests.notebook_runs import Ran
+from tests.notebook_runs import Ran, run
 from tests.test_notebooks import prose
 
 NAME = "08_generation"
 
 
 @pytest.fixture(scope="module")
-def ran():
-    return Ran(NAME, every=False)
+def ran() -> Ran:
+    return run(NAME, every=False)
 
 
 def numbers(alt):
