@@ -404,6 +404,29 @@ def test_points_by_hand_stand_and_that_is_told(hostile_class, l1):
     assert err.endswith("one, hostile: crash_after earns 1 by its check, 0.5 by hand stands\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="l1 grade needs Linux or macOS")
+def test_where_the_machine_starts_no_kernel_the_points_of_before_stand(hostile_class, l1, monkeypatch):
+    notebook = with_cells([RIGHT, CHECK])
+    for student in ("one", "two"):
+        hand_in(student, "hostile", notebook)
+    assert "on average 1.0 of 20 points" in l1("grade", hostile_class, *NO_LIMITS)[1]
+    hand_in("two", "hostile", nbformat.read("release/hostile/hostile.ipynb", as_version=4))
+    run = grading.run_submission
+
+    async def fail(notebook, launcher, course, student, assignment):
+        if student == "two":
+            raise kernels.KernelError("no memory is left")
+        await run(notebook, launcher, course, student, assignment)
+
+    monkeypatch.setattr(grading, "run_submission", fail)
+    status, out, err = l1("grade", hostile_class, "--jobs", 1, *NO_LIMITS)
+    assert status == 1 and "hostile: 1 submission, on average 1.0 of 20 points" in out
+    assert err.endswith("two, hostile: not graded, and the points it had stand: no memory is left; grade again\n")
+    with Gradebook("sqlite:///gradebook.db") as gradebook:
+        scores = {each.student_id: each.score for each in gradebook.assignment_submissions("hostile")}
+    assert scores == {"one": 1, "two": 1}
+
+
 def test_an_earlier_verdict_goes_with_its_submission(hostile_class, l1):
     Path("submitted/empty/hostile").mkdir(parents=True)
     told = Path("verdicts", "hostile", "empty.jsonl")

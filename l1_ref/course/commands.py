@@ -262,6 +262,7 @@ def grade(
         print(f"stopped: {what}; grade again for the rest and for the report", file=sys.stderr)
         raise typer.Exit(130) from None
     out.print(f"feedback: {course.folder / 'feedback'}")
+    raise typer.Exit(1 if any(each.not_run for each in found) else 0)
 
 
 def _weak_limits(with_limits: bool) -> list[str]:
@@ -274,13 +275,15 @@ def _weak_limits(with_limits: bool) -> list[str]:
 
 
 def _tell_scores(found: list) -> None:
-    for assignment in sorted({each.assignment for each in found}):
-        graded = [each for each in found if each.assignment == assignment]
+    for assignment in sorted({each.assignment for each in found if not each.not_run}):
+        graded = [each for each in found if each.assignment == assignment and not each.not_run]
         mean = sum(each.score for each in graded) / len(graded)
         number = f"{len(graded)} submission{'s' * (len(graded) != 1)}"
         out.print(f"{assignment}: {number}, on average {mean:.1f} of {graded[0].max_score:g} points")
     for each in found:
-        for line in [f"0 points, {each.problem}"] * bool(each.problem) + each.notes:
+        told = [f"0 points, {each.problem}"] * bool(each.problem)
+        told += [f"not graded, and the points it had stand: {each.not_run}; grade again"] * bool(each.not_run)
+        for line in told + each.notes:
             print(f"{each.student}, {each.assignment}: {line}", file=sys.stderr)
 
 

@@ -37,7 +37,6 @@ from l1_ref.files import alone, write_atomic
 from l1_ref.signals import handling
 
 LOCK = ".grading.lock"
-_NOT_RUN = "it was not run, grade it again: "
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{0}</title></head>
 <body><h1>{0}</h1><p>This submission could not be graded, so its checks earn nothing: {1}</p></body></html>
@@ -56,6 +55,7 @@ class Submission:
         score: Points; None where it was not graded.
         max_score: Most points.
         problem: Why it could not be graded, one sentence; it then has no points.
+        not_run: Why this machine did not run it, which is not the student's doing; it then keeps the points it had.
         notes: What else the teacher should know, one sentence each.
     """
 
@@ -65,6 +65,7 @@ class Submission:
     score: float | None = None
     max_score: float = 0.0
     problem: str = ""
+    not_run: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -249,7 +250,8 @@ def grade(
             with Launcher(amount, with_limits) as launcher:
                 stop.run(_run_all(course, submissions, launcher, jobs, say))
             for submission in submissions:
-                _score(course, submission)
+                if not submission.not_run:
+                    _score(course, submission)
                 say("scored", len(submissions))
                 stop.heed()
         finally:
@@ -264,7 +266,7 @@ async def _run_all(course: Course, submissions: list[Submission], launcher: Laun
             try:
                 await _run(course, submission, launcher)
             except KernelError as error:
-                submission.problem = f"{_NOT_RUN}{error}"
+                submission.not_run = str(error)
             except Exception as error:  # whatever a stranger's file does to a reader of notebooks
                 submission.problem = f"it cannot be read: {type(error).__name__}: {str(error)[:200]}"
             say("run", len(submissions))
@@ -275,8 +277,8 @@ async def _run_all(course: Course, submissions: list[Submission], launcher: Laun
                 group.create_task(run(submission))
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from None
-    if all(each.problem.startswith(_NOT_RUN) for each in submissions):
-        raise KernelError(submissions[0].problem.removeprefix(_NOT_RUN))
+    if all(each.not_run for each in submissions):
+        raise KernelError(submissions[0].not_run)
 
 
 async def _run(course: Course, submission: Submission, launcher: Launcher) -> None:
