@@ -37,7 +37,7 @@ def assert_accepted(exercise: Exercise, candidate: Callable, seeds: Iterable[int
         assert verdict.state == "solved", f"seed {seed}: {verdict.text}"
 
 
-def assert_rejected(exercise: Exercise, candidate: Callable, seeds: Iterable[int] = range(3)) -> None:
+def assert_rejected(exercise: Exercise, candidate: Callable, seeds: Iterable[int] = (0,)) -> None:
     """A stub, or any other wrong answer, is called wrong, whatever name it gets."""
     for seed in seeds:
         verdict = exercise.diagnose(candidate, seed)
