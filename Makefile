@@ -25,7 +25,7 @@ step = @echo "== $(1)"; start=$$(date +%s); $(2) && echo "   done in $$(( $$(dat
 help:
 	@echo "make environment  the environment alone, as teachers need it"
 	@echo "make learn      the environment (first time: minutes), your workspace, and JupyterLab on the first notebook"
-	@echo "make test       ruff, pytest, and every notebook run again and compared (a few minutes)"
+	@echo "make test       ruff, pytest, and every notebook run again and compared (about ten minutes)"
 	@echo "make notebooks  build the notebooks from notebooks/src (about a minute)"
 	@echo "make data       rebuild the corpus, its tokenizer and the trained model from nothing (about 10 minutes)"
 	@echo "make bench      speed beside transformers and litgpt (about 25 minutes; BENCH_OPTIONS=--quick for 8)"
@@ -64,7 +64,7 @@ pytest: $(READY)
 	$(call step,pytest: the tests (about ten minutes),$(BIN)/python -m pytest --quiet -rs --numprocesses=2 --dist=worksteal)
 
 nbval: $(READY)
-	$(call step,nbval: every notebook run again and its outputs compared (two minutes),OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=2 --dist=loadfile --nbval --nbval-current-env notebooks)
+	$(call step,nbval: every notebook run again and its outputs compared (a minute),OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=2 --dist=loadfile --nbval --nbval-current-env notebooks)
 
 notebooks: $(READY)
 	$(call step,notebooks: built from notebooks/src and executed (about a minute),$(BIN)/python -m l1_ref.course.build)

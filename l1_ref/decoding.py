@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from l1_ref.attention import KVCache, MultiHeadAttention
 from l1_ref.embeddings import InputEmbedding, PositionalEmbedding, SinusoidalEmbedding, TokenEmbedding
-from l1_ref.linear import Linear, StoredLinear, suits_onednn
+from l1_ref.linear import Linear, StoredLinear, packed, suits_onednn
 from l1_ref.transformer import FeedForward, L1Model, TransformerBlock, gelu
 
 _MODULES = {
@@ -25,17 +25,18 @@ class Decoder:
     Args:
         model: One for which `is_plain` holds. Its parameters are taken now, so make a new decoder after a change.
         cache: Holds the tokens so far; each step appends one.
+        n_steps: How many steps there will be at most. For many of them matrices may be copied into a faster order.
     """
 
     @torch.no_grad()  # which library suits a product depends on whether gradients are wanted
-    def __init__(self, model: L1Model, cache: KVCache):
+    def __init__(self, model: L1Model, cache: KVCache, n_steps: int = 1):
         config, self.cache = model.config, cache
         B = cache.keys.shape[1]
         self.row = (config.n_embd,) if B == 1 else (B, config.n_embd)  # the shape of x: without B where it is 1
         self.heads = (B, 3, config.n_heads, 1, config.head_width)
         self.tokens, self.positions = model.embedding.token.weight, model.embedding.position(config.max_seq_length)
-        self.blocks = [_parts(block, B) for block in model.blocks]
-        self.norm, self.head = _norm(model.norm), _product(model.head, B)
+        self.blocks = [_parts(block, B, n_steps) for block in model.blocks]
+        self.norm, self.head = _norm(model.norm), _product(model.head, B, n_steps)
 
     @torch.inference_mode()
     def step(self, ids: Int[Tensor, "B 1"]) -> Float[Tensor, "B V"]:
@@ -74,21 +75,22 @@ def _is_watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _parts(block: TransformerBlock, B: int) -> tuple:
+def _parts(block: TransformerBlock, B: int, n_steps: int) -> tuple:
     attention, feed_forward = block.attention, block.feed_forward
-    return (
-        *(_norm(block.norm_1), _product(attention.qkv, B), attention.attend, _product(attention.proj, B)),
-        *(_norm(block.norm_2), _product(feed_forward.fc, B), _product(feed_forward.proj, B)),
-    )
+    layers = (attention.qkv, attention.proj, feed_forward.fc, feed_forward.proj)
+    qkv, proj, fc, fc_proj = (_product(layer, B, n_steps) for layer in layers)
+    return _norm(block.norm_1), qkv, attention.attend, proj, _norm(block.norm_2), fc, fc_proj
 
 
 def _norm(norm: nn.LayerNorm) -> tuple:
     return norm.normalized_shape, norm.weight, norm.bias, norm.eps
 
 
-def _product(layer: Linear | StoredLinear, B: int) -> Callable[[Tensor], Tensor]:
-    if B > 1 or isinstance(layer, StoredLinear):
+def _product(layer: Linear | StoredLinear, B: int, n_steps: int) -> Callable[[Tensor], Tensor]:
+    if isinstance(layer, StoredLinear):
         return layer
+    if B > 1:
+        return packed(layer, B, n_steps) or layer
     weight, bias = layer.weight.detach(), layer.bias
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or suits_onednn(weight[:1], weight):
         return layer

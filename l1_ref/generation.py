@@ -224,7 +224,8 @@ def generate(
 ) -> Int[Tensor, "B S"]:
     """Continue each row of ids, token by token.
 
-    Past the context limit the oldest tokens fall out: the model sees the last `max_seq_length`.
+    Past the context limit the oldest tokens fall out: the model sees the last `max_seq_length`. For several rows and
+    many tokens, matrices may be copied for the time that it takes (`linear.packed`).
 
     Args:
         model: Left in the mode, train or eval, in which it came.
@@ -306,7 +307,7 @@ def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iter
     was_training = model.training
     model.eval()
     try:
-        predict = _Predictor(model, ids, use_cache)
+        predict = _Predictor(model, ids, use_cache, max_new_tokens)
         finished = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
             logits = predict.logits()
@@ -330,12 +331,14 @@ def _stream(model, ids, max_new_tokens, settings, stop_token, use_cache) -> Iter
 class _Predictor:
     """Hold the sequence so far and say what comes next, with the cached keys and values as long as they are valid."""
 
-    def __init__(self, model: L1Model, ids: Tensor, use_cache: bool):
+    def __init__(self, model: L1Model, ids: Tensor, use_cache: bool, max_new_tokens: int):
         self.model = model
         self.limit = model.config.max_seq_length
         self.parts = [ids[:, -self.limit :]]  # joined only where all of the sequence is wanted
         self.cache = self._new_cache() if use_cache and ids.shape[1] <= self.limit else None
-        self.decoder = Decoder(model, self.cache) if self.cache is not None and is_plain(model) else None
+        self.decoder = None
+        if self.cache is not None and is_plain(model):  # the prompt gives the first token, and a step each other one
+            self.decoder = Decoder(model, self.cache, min(max_new_tokens - 1, self.limit - ids.shape[1]))
 
     def _new_cache(self) -> KVCache:
         weight = self.model.embedding.token.weight

@@ -341,7 +341,7 @@ def test_a_submission_that_cannot_be_graded_leaves_nothing_of_the_one_before(hos
 
 
 def test_what_is_no_submission_is_told_and_stops_nobody(hostile_class, l1):
-    for path in ("one/hostile", "two/Hostile", "three", "hostile/four"):
+    for path in ("one/hostile", "two/Hostile", "two/four", "three", "hostile/four"):
         Path("submitted", path).mkdir(parents=True)
     blank = Path("release/hostile/hostile.ipynb").read_bytes()
     for path in ("one/hostile/hostile (1).ipynb", "three/hostile.ipynb", "loose.ipynb"):
@@ -352,8 +352,9 @@ def test_what_is_no_submission_is_told_and_stops_nobody(hostile_class, l1):
     place = hostile_class / "submitted"
     for line in (
         f"{place}/two/Hostile: there is no assignment 'Hostile'; did you mean 'hostile'?",
-        f"{place}/hostile/four: there is no assignment 'four'",
-        f"{place}/three/hostile.ipynb: it is in no folder of an assignment",
+        f"{place}/two/four: there is no assignment 'four'",
+        f"{place}/hostile/four: the order is STUDENT/ASSIGNMENT: move it to {place}/four/hostile",
+        f"{place}/three/hostile.ipynb: it must be in {place}/three/ASSIGNMENT/",
         f"{place}/loose.ipynb: it is in no folder of a student",
         f"{place}/five: nothing is in it",
     ):

@@ -25,14 +25,14 @@ def model_for(config=SMALL):
     return model
 
 
-def assert_decodes_like_its_modules(model, B, tolerance):
+def assert_decodes_like_its_modules(model, B, tolerance, n_steps=1):
     ids = torch.randint(40, (B, 12))
     dtype = model.embedding.token.weight.dtype
     by_modules, by_decoder = (KVCache(model.config, B, dtype) for _ in range(2))
     with torch.no_grad():
         for cache in (by_modules, by_decoder):
             model.hidden(ids[:, :4], cache)
-        decoder = Decoder(model, by_decoder)
+        decoder = Decoder(model, by_decoder, n_steps)
         for t in range(4, 12):
             expected = model.head(model.hidden(ids[:, t : t + 1], by_modules)[:, -1])
             torch.testing.assert_close(decoder.step(ids[:, t : t + 1]), expected, rtol=tolerance, atol=tolerance)
@@ -87,6 +87,27 @@ def test_on_amd_large_products_go_to_onednn_wherever_a_decoder_is_made(monkeypat
     finally:
         torch.set_num_threads(before)
     assert used == [(256,), (2048,)] * 2
+
+
+@pytest.mark.skipif(linear._PACK is None, reason="this build of torch lacks oneDNN's own order")
+def test_on_amd_matrices_are_packed_for_several_rows_and_many_steps(monkeypatch):
+    monkeypatch.setattr(linear, "ON_AMD", True)
+    packs = []
+    monkeypatch.setattr(linear, "_PACK", lambda weight, n, op=linear._PACK: packs.append(n) or op(weight, n))
+    model = model_for(replace(SMALL, n_layers=2, n_embd=256, n_inner=2048, tie_weights=False))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert_decodes_like_its_modules(model, 3, 1e-4, n_steps=linear.MIN_REPEATS)
+    assert packs == [3, 3, 3] * 2  # qkv, fc and its projection; the others are small
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for B, n_steps in ((1, 100), (3, linear.MIN_REPEATS - 1), (linear.FEW_ROWS + 1, 100)):
+        assert_decodes_like_its_modules(model, B, 1e-4, n_steps)
+    assert len(packs) == 6
+    ids = torch.randint(40, (2, 3))
+    model.generate(ids, max_new_tokens=linear.MIN_REPEATS + 1, do_sample=False)  # more than the context holds
+    assert len(packs) == 6
+    long = model_for(replace(SMALL, n_layers=1, n_embd=256, n_inner=2048, max_seq_length=linear.MIN_REPEATS + 3))
+    assert long.generate(ids, linear.MIN_REPEATS + 1).shape == (2, 3 + linear.MIN_REPEATS + 1)
+    assert packs[6:] == [2, 2]  # for two rows qkv is small too
 
 
 def test_a_full_cache_is_refused():

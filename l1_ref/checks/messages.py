@@ -200,7 +200,9 @@ def explained(story: Story, case: tuple[int, str], found: Any) -> str:
         equals = "each of your answers equals the reference with one or both of these changes"
     else:
         where = "on ordinary inputs your answers equal" if found.ordinary_only else "your answers equal"
-        equals = f"{where} the reference with {changes}{_within(found.gap)}"
+        stops = any(isinstance(value, Failure) for seen in story.got for value in seen.values())
+        reach = ", wherever your code gives one" if stops else ""  # a second mistake may hide behind the error
+        equals = f"{where} the reference with {changes}{_within(found.gap)}{reach}"
     lines = [f"✗ {story.exercise.name} · looks like: {names}", equals, *_case(story, *case)]
     lines += [f"why it matters: {mistake.why}" for mistake in found.mistakes]
     return _told(story, lines)

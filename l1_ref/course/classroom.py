@@ -74,7 +74,7 @@ def _named(name: str) -> str:
     found = [each for each in known if each == name] or [each for each in known if name and each.startswith(name)]
     if len(found) != 1:
         what = f"several notebooks begin with {name!r}" if found else f"there is no notebook {name!r}"
-        raise ValueError(f"{what}; there are: {', '.join(found or known)}")
+        raise ValueError(f"{what}; there are: {', '.join(found or known)}; several: --notebooks 03 --notebooks 04")
     return found[0]
 
 

@@ -216,10 +216,12 @@ def classroom(
     if more and not notebooks:
         raise ValueError(f"one folder is needed, got {len(more)} more: {', '.join(more)}; notebooks follow --notebooks")
     made = classrooms.make(folder, [*(notebooks or []), *(more or [])])
-    out.print(f"classroom: {folder}   written {len(made.written)}, as they were {len(made.unchanged)}")
+    out.print(f"classroom: {folder}   files written {len(made.written)}, there before {len(made.unchanged)}")
     for path in made.kept:
         out.print(f"left alone, for it was edited or is of another edition: {path}")
-    out.print(f"next, in {folder}: nbgrader generate_assignment NOTEBOOK; hand out what is in release/")
+    names = sorted(path.name for path in (folder / "source").iterdir() if path.is_dir())
+    name = names[0] if len(names) == 1 else '"*"'
+    out.print(f"next, in {folder}: nbgrader generate_assignment {name}; hand out what is in release/")
 
 
 def grade(
@@ -271,7 +273,8 @@ def _weak_limits(with_limits: bool) -> list[str]:
 
     words = {"partly": "holds in part", "no": "does not hold"}
     found = limits.holding().items() if with_limits else ()
-    return [f"the limit on {name} {words[holds]} here: {why}" for name, (holds, why) in found if holds in words]
+    weak = [f"a limit {words[holds]} here: {name}: {why}" for name, (holds, why) in found if holds in words]
+    return weak + ['README, "Limits", says what needs a container'] * bool(weak)
 
 
 def _tell_scores(found: list) -> None:

@@ -121,12 +121,12 @@ class Course:
         for name in notebooks:
             if not any(each.assignment.startswith(name) for each in found):
                 raise ValueError(f"no submission is of a notebook {name!r}; there are: {_list(found, 'assignment')}")
+        known = self._released()
         for student in students:
             if not any(each.student == student for each in found):
                 raise ValueError(f"nothing is submitted by {student!r}; there are: {_list(found, 'student')}")
         found = [each for each in found if not students or each.student in set(students)]
         found = [each for each in found if not notebooks or each.assignment.startswith(tuple(notebooks))]
-        known = self._released()
         if not any(each.assignment in known for each in found):
             raise ValueError("; ".join(self._no_assignment(each.folder, known) for each in found))
         return [each for each in found if each.assignment in known]
@@ -143,7 +143,7 @@ class Course:
                 continue
             inside = sorted(student.glob("[!.]*"))
             told += [] if inside else [f"{student}: nothing is in it"]
-            told += [f"{path}: it is in no folder of an assignment" for path in inside if not path.is_dir()]
+            told += [f"{path}: it must be in {student}/ASSIGNMENT/" for path in inside if not path.is_dir()]
             told += [self._no_assignment(path, known) for path in inside if path.is_dir() and path.name not in known]
         return told
 
@@ -157,6 +157,8 @@ class Course:
         name = path.name
         if (self.folder / "source" / name).is_dir():
             return f"{path}: {name} was not released: run nbgrader generate_assignment {name} in {self.folder}"
+        if path.parent.name in known:
+            return f"{path}: the order is STUDENT/ASSIGNMENT: move it to {path.parents[1] / name / path.parent.name}"
         near = get_close_matches(name.lower(), known, n=1)
         return f"{path}: there is no assignment {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 

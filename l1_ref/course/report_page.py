@@ -52,7 +52,7 @@ def _overview(assignment: Assignment) -> Iterable[str]:
     by_status: dict[str, list[str]] = {}
     for each in assignment.submissions:
         by_status.setdefault(each.status, []).append(each.student.id)
-    yield f"<p>{_count(len(assignment.graded), 'submission')} graded, of {_count(n, 'student')} in the class.</p>"
+    yield f"<p>{_count(len(assignment.graded), 'submission')} with a score, of {_count(n, 'student')} in the class.</p>"
     yield _table(
         ("submission", "students", "who"),
         [(status, len(ids), _folded(ids)) for status, ids in sorted(by_status.items(), key=lambda x: -len(x[1]))],
