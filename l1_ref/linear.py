@@ -193,10 +193,10 @@ def is_stored_in_few_bits(model: nn.Module) -> bool:
 
 def _store_in_float32(layer: nn.Linear, batch_size: int) -> None:
     # For one row at a time, MKL runs through a matrix that is stored by columns, where they are the longer side, as
-    # fast as memory allows on Intel's processors. On AMD's, oneDNN with its rows is the faster, save with one thread
-    # for the head of a large vocabulary. For more than one row at a time oneDNN is the faster everywhere.
+    # fast as memory allows on Intel's processors. On AMD's that holds for one thread, where that side is at least twice
+    # as long; else oneDNN with its rows is the faster there. For several rows at a time oneDNN is so everywhere.
     n_out, n_in = layer.weight.shape
     is_large = _ONEDNN is not None and layer.weight.numel() * batch_size >= MIN_PRODUCTS
-    suits_rows = ON_AMD and (torch.get_num_threads() > 1 or n_out < 16 * n_in)
+    suits_rows = ON_AMD and (torch.get_num_threads() > 1 or n_out < 2 * n_in)
     by_rows = n_out < n_in or (is_large and (batch_size > 1 or suits_rows))
     layer.weight.data = layer.weight.data.contiguous() if by_rows else layer.weight.data.t().contiguous().t()

@@ -86,7 +86,7 @@ def test_on_amd_large_products_go_to_onednn_wherever_a_decoder_is_made(monkeypat
         decoder.step(torch.tensor([[5]]))
     finally:
         torch.set_num_threads(before)
-    assert used == [(256,), (2048,)] * 2
+    assert used == ([(2048,)] if n_threads == 1 else [(256,), (2048,)]) * 2  # one thread is faster by columns
 
 
 @pytest.mark.skipif(linear._PACK is None, reason="this build of torch lacks oneDNN's own order")

@@ -120,23 +120,25 @@ def test_float32_storage_changes_where_numbers_lie_and_nothing_else(n_threads):
 
 
 @pytest.mark.parametrize(
-    "n_threads, batch_size, n_out, on_amd, by_rows",
+    "n_threads, batch_size, n_in, n_out, on_amd, by_rows",
     [
-        (1, 1, 2048, True, True),
-        (1, 1, 4096, True, False),  # the head of a large vocabulary
-        (2, 1, 4096, True, True),  # oneDNN's threads share the rows
-        (2, 1, 2048, False, False),  # MKL's threads share the columns
-        (1, 8, 4096, True, True),
-        (2, 8, 2048, False, True),
+        (1, 1, 256, 2048, True, False),  # one thread runs through the columns
+        (1, 1, 1024, 1024, True, True),  # but not where they are no longer than the rows
+        (2, 1, 256, 4096, True, True),  # oneDNN's threads share the rows
+        (2, 1, 256, 2048, False, False),  # MKL's threads share the columns
+        (1, 8, 256, 4096, True, True),
+        (2, 8, 256, 2048, False, True),
     ],
 )
-def test_large_matrices_are_stored_as_they_are_read_fastest(monkeypatch, n_threads, batch_size, n_out, on_amd, by_rows):
-    layer, before = Linear(256, n_out), torch.get_num_threads()
+def test_large_matrices_are_stored_as_they_are_read_fastest(
+    monkeypatch, n_threads, batch_size, n_in, n_out, on_amd, by_rows
+):
+    layer, before = Linear(n_in, n_out), torch.get_num_threads()
     monkeypatch.setattr("l1_ref.linear.ON_AMD", on_amd)
     torch.set_num_threads(n_threads)
     try:
         stride = store_for_generation(layer, batch_size=batch_size).weight.stride()
-        assert stride == ((256, 1) if by_rows else (1, n_out))
+        assert stride == ((n_in, 1) if by_rows else (1, n_out))
     finally:
         torch.set_num_threads(before)
 
