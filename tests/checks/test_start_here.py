@@ -284,6 +284,18 @@ def test_two_mistakes_together_are_both_named():
     assert "sign is turned" in verdict.text and "changed in place" in verdict.text
 
 
+def test_where_the_code_stops_with_an_error_no_equality_is_claimed():
+    """A second mistake may hide there: without keepdim, the overflow of one without the maximum cannot be seen."""
+
+    def neither(x, dim):
+        return x.exp() / x.exp().sum(dim)
+
+    text = " ".join(SOFTMAX.diagnose(neither).text.split())
+    assert "keepdim is missing" in text and "with that one change" in text and "wherever your code gives one" in text
+    text = SOFTMAX.diagnose(lambda x, dim: torch.softmax(-x, dim)).text
+    assert "with that one change" in text and "wherever" not in text
+
+
 # Right answers.
 
 
