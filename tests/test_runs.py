@@ -128,12 +128,12 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
         train_run(spec, tmp_path / "run", say=str, progress=False)
 
 
-def test_tiny_shakespeare_by_the_defaults_of_l1_train_in_a_quarter_of_the_recipes_steps(tiny_shakespeare, tmp_path):
-    """4 layers, 4 heads, 128 wide, context 64, 500 steps of 12: measured 2.04 nats a character.
+def test_tiny_shakespeare_by_the_defaults_of_l1_train_gets_below_1_74(tiny_shakespeare, tmp_path):
+    """4 layers, 4 heads, 128 wide, context 64, 2,000 steps of 12: measured 1.713 nats a character.
 
-    With GPT-2's `init_std` of 0.02 it is 2.20. After all 2,000 steps, which take minutes, it is 1.713 and 1.768.
+    With GPT-2's `init_std` of 0.02 it was 1.768.
     """
-    command = [sys.executable, "-m", "l1_ref.cli", "train", str(tiny_shakespeare), "--out", "run", "--steps", "500"]
+    command = [sys.executable, "-m", "l1_ref.cli", "train", str(tiny_shakespeare), "--out", "run", "--steps", "2000"]
     shape = ["n_layers=4", "n_heads=4", "n_embd=128", "max_seq_length=64", "dropout=0"]
     command += ["--batch-size", "12", "--set", *shape]
     # One thread: beside other work two wait for each other, and take longer than one.
@@ -141,5 +141,5 @@ def test_tiny_shakespeare_by_the_defaults_of_l1_train_in_a_quarter_of_the_recipe
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["tokens"] == 500 * 12 * 64
-    assert 1.8 < metrics["validation_loss"] < 2.1  # room for another processor's rounding
+    assert metrics["tokens"] == 2_000 * 12 * 64
+    assert 1.5 < metrics["validation_loss"] < 1.74  # room for another processor's rounding
