@@ -278,8 +278,9 @@ def _weak_limits(with_limits: bool) -> list[str]:
 
 
 def _tell_scores(found: list) -> None:
-    for assignment in sorted({each.assignment for each in found if not each.not_run}):
-        graded = [each for each in found if each.assignment == assignment and not each.not_run]
+    scored = [each for each in found if not each.not_run]
+    for assignment in sorted({each.assignment for each in scored}):
+        graded = [each for each in scored if each.assignment == assignment]
         mean = sum(each.score for each in graded) / len(graded)
         number = f"{len(graded)} submission{'s' * (len(graded) != 1)}"
         out.print(f"{assignment}: {number}, on average {mean:.1f} of {graded[0].max_score:g} points")

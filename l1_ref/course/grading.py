@@ -121,12 +121,12 @@ class Course:
         for name in notebooks:
             if not any(each.assignment.startswith(name) for each in found):
                 raise ValueError(f"no submission is of a notebook {name!r}; there are: {_list(found, 'assignment')}")
-        known = self._released()
         for student in students:
             if not any(each.student == student for each in found):
                 raise ValueError(f"nothing is submitted by {student!r}; there are: {_list(found, 'student')}")
         found = [each for each in found if not students or each.student in set(students)]
         found = [each for each in found if not notebooks or each.assignment.startswith(tuple(notebooks))]
+        known = self._released()
         if not any(each.assignment in known for each in found):
             raise ValueError("; ".join(self._no_assignment(each.folder, known) for each in found))
         return [each for each in found if each.assignment in known]
